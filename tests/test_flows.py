@@ -1,0 +1,278 @@
+"""The conditioner is causal and not blind; flows invert, and their densities are normalized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wngen.distributions import DiagonalGaussian
+from wngen.flows import IAF, MADE, AutoregressivePrior, IAFStep, StepForm
+from wngen.nn import data_dependent_init
+
+FORMS = get_args(StepForm)
+CONTEXT_DIM = 3
+
+
+def generic(module: Module, dtype: torch.dtype = torch.float64) -> Module:
+    """The module with random parameters, none of them zero, so that no dependence is hidden by chance."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.rand_like(parameter).add(0.5) * torch.randn_like(parameter).sign())
+    return module.to(dtype)
+
+
+def draw(
+    batch_size: int, dim: int, context_dim: int, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor | None]:
+    """Variables and a context."""
+    context = torch.randn(batch_size, context_dim, dtype=dtype) if context_dim else None
+    return torch.randn(batch_size, dim, dtype=dtype), context
+
+
+def jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """`(..., Z)`, the derivatives of a function of `(1, Z)` with one row of results."""
+    return torch.autograd.functional.jacobian(function, z)[0].squeeze(-2)
+
+
+def trapezoid(log_density: Callable[[Tensor], Tensor], reach: float, points: int = 401) -> float:
+    """The integral of a density of two variables over a square, from its logarithm."""
+    axis = torch.linspace(-reach, reach, points, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    density = log_density(grid).exp().view(points, points)
+    assert density[[0, -1]].max() < 1e-7 * density.max() > density[:, [0, -1]].max() * 1e7  # the square is large enough
+    return torch.trapezoid(torch.trapezoid(density, axis), axis).item()
+
+
+# The conditioner
+
+
+def assert_autoregressive(made: MADE, dim: int, context_dim: int, reverse: bool) -> None:
+    """Output i of each kind has a gradient from the variables before i, all of them and no other, and from the context."""
+    z, context = draw(1, dim, context_dim)
+    jacobians = jacobian(lambda z: torch.stack(made(z, context), dim=1), z)  # (outputs, Z, Z)
+    before = torch.ones(dim, dim, dtype=torch.bool).tril(-1)
+    before = before.T if reverse else before
+    for matrix in jacobians:
+        assert torch.equal(matrix != 0, before)
+    if context is not None:
+        by_context = jacobian(lambda context: torch.stack(made(z, context), dim=1), context)
+        assert (by_context != 0).all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+@pytest.mark.parametrize(("dim", "width"), [(1, 1), (2, 2), (5, 5), (6, 11), (7, 40)])
+def test_made_is_causal_and_not_blind(dim: int, width: int, hidden_layers: int, context_dim: int, reverse: bool):
+    made = generic(MADE(dim, 2, width, hidden_layers, context_dim, reverse))
+    assert_autoregressive(made, dim, context_dim, reverse)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        z, context = draw(16, dim, context_dim)
+        sum(output.sub(z).square().mean() for output in made(z, context)).backward()
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in made.parameters())
+        optimizer.step()
+    assert_autoregressive(made, dim, context_dim, reverse)
+
+
+def test_made_stays_causal_under_autocast_and_returns_single_precision():
+    made = generic(MADE(5, 2, 16, 1, CONTEXT_DIM), torch.float32)
+    z, context = draw(1, 5, CONTEXT_DIM, torch.float32)
+    z.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = made(z, context)
+    for i in range(5):
+        for output in outputs:
+            assert output.dtype == torch.float32
+            (gradient,) = torch.autograd.grad(output[0, i], z, retain_graph=True)
+            assert torch.equal(gradient[0] != 0, torch.arange(5) < i)
+
+
+def test_made_refuses_what_would_make_it_blind_or_deaf():
+    with pytest.raises(ValueError, match="width=4: wanted at least dim=5"):
+        MADE(5, 2, 4, 1)
+    with pytest.raises(ValueError, match="hidden_layers=-1"):
+        MADE(5, 2, 5, -1)
+    z, context = draw(2, 5, CONTEXT_DIM)
+    with pytest.raises(ValueError, match="got no context, but the network was built with one"):
+        MADE(5, 2, 8, 1, CONTEXT_DIM)(z)
+    with pytest.raises(ValueError, match=r"got a context \(2, 3\), but the network was built without"):
+        MADE(5, 2, 8, 1)(z, context)
+
+
+# Inverse autoregressive flow
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_step_log_det_is_that_of_its_triangular_jacobian(
+    form: StepForm, hidden_layers: int, context_dim: int, reverse: bool
+):
+    dim = 5
+    step = generic(IAFStep(dim, 8, hidden_layers, context_dim, reverse, form))
+    z, context = draw(1, dim, context_dim)
+    transformed, matrix = step(z, context), jacobian(lambda z: step(z, context).value, z)
+    outside = torch.ones_like(matrix).triu(1) if not reverse else torch.ones_like(matrix).tril(-1)
+    assert (matrix[outside.bool()] == 0).all()
+    assert (matrix[~outside.bool()] != 0).all()
+    torch.testing.assert_close(transformed.log_det[0], matrix.diagonal().log(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(transformed.log_det.sum(), matrix.slogdet().logabsdet, rtol=1e-10, atol=1e-12)
+    if form == "location":
+        assert not transformed.log_det.any()
+
+
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+@pytest.mark.parametrize("form", FORMS)
+def test_flow_log_det_is_that_of_its_jacobian(form: StepForm, context_dim: int):
+    flow = generic(IAF(5, 3, 8, 1, context_dim, form))
+    z, context = draw(1, 5, context_dim)
+    matrix = jacobian(lambda z: flow(z, context).value, z)
+    torch.testing.assert_close(flow(z, context).log_det.sum(), matrix.slogdet().logabsdet, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_order_is_reversed_from_step_to_step(form: StepForm):
+    z, _ = draw(1, 5, 0)
+    one, two = (generic(IAF(5, steps, 8, 1, form=form)) for steps in (1, 2))
+    assert torch.equal(jacobian(lambda z: one(z).value, z) != 0, torch.ones(5, 5).tril().bool())
+    assert (jacobian(lambda z: two(z).value, z) != 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+@pytest.mark.parametrize("form", FORMS)
+def test_inverse_recovers_the_input(form: StepForm, context_dim: int, dtype: torch.dtype, tolerance: float):
+    flow = IAF(6, 3, 24, 1, context_dim, form).to(dtype)
+    z, context = draw(64, 6, context_dim, dtype)
+    data_dependent_init(flow, z, context)
+    value = flow(z, context).value
+    assert (value - z).abs().max() > 0.01
+    for got, wanted in ((flow.inverse(value, context), z), (flow(flow.inverse(z, context), context).value, z)):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
+    for step in flow.steps:  # each alone, in either order
+        torch.testing.assert_close(step.inverse(step(z, context).value, context), z, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+def test_a_gated_step_starts_as_a_mild_contraction(context_dim: int, hidden_layers: int):
+    """At first z' is about sigmoid(forget_bias) z, whatever the context, and the rest is small."""
+    z, context = draw(512, 6, context_dim)
+    for bias in (1.0, 2.0, 30.0):
+        step = IAFStep(6, 32, hidden_layers, context_dim, forget_bias=bias).double()
+        data_dependent_init(step, z, context)
+        transformed, gate = step(z, context), 1 / (1 + math.exp(-bias))
+        assert (transformed.value - gate * z).std() < 0.2 * (1 - gate) + 1e-12
+        assert (transformed.log_det - math.log(gate)).std() < 0.2 * (1 - gate) + 1e-12
+
+
+@pytest.mark.parametrize("form", ["location", "location_scale"])
+def test_the_other_forms_start_near_the_identity(form: StepForm):
+    z, context = draw(512, 6, CONTEXT_DIM)
+    flow = IAF(6, 2, 32, 1, CONTEXT_DIM, form).double()
+    data_dependent_init(flow, z, context)
+    assert (flow(z, context).value - z).std() < 0.05
+    assert flow(z, context).log_det.std() < 0.05
+
+
+def test_a_linear_location_step_is_a_gaussian_with_full_covariance():
+    """With no hidden layer z' = A z + c, so that the density is known in closed form (Kingma et al. 2016, section 4)."""
+    flow = generic(IAF(4, 2, 1, hidden_layers=0, form="location"))
+    origin, z = torch.zeros(1, 4, dtype=torch.float64), torch.randn(32, 4, dtype=torch.float64)
+    a, c = jacobian(lambda z: flow(z).value, origin), flow(origin).value[0]
+    expected = torch.distributions.MultivariateNormal(c, a @ a.T)
+    transformed = flow(z)
+    log_q = (DiagonalGaussian.standard(z).log_prob(z) - transformed.log_det).sum(dim=1)
+    assert (a @ a.T - torch.eye(4)).abs().max() > 0.01
+    torch.testing.assert_close(log_q, expected.log_prob(transformed.value), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_density_after_the_flow_integrates_to_one(form: StepForm):
+    flow = generic(IAF(2, 2, 4, 1, CONTEXT_DIM, form))
+    context = torch.randn(1, CONTEXT_DIM, dtype=torch.float64)
+
+    def log_density(value: Tensor) -> Tensor:
+        everywhere = context.expand(len(value), -1)
+        z = flow.inverse(value, everywhere)
+        return (DiagonalGaussian.standard(z).log_prob(z) - flow(z, everywhere).log_det).sum(dim=1)
+
+    with torch.no_grad():
+        assert trapezoid(log_density, reach=12) == pytest.approx(1, abs=1e-4)
+
+
+# Autoregressive prior
+
+
+def small_prior(dim: int, context_dim: int, hidden_layers: int = 1) -> AutoregressivePrior:
+    prior = AutoregressivePrior(dim, 16, hidden_layers, context_dim).double()
+    data_dependent_init(prior.conditioner, *draw(256, dim, context_dim))
+    with torch.no_grad():
+        prior.conditioner.output.set_length(5 * prior.conditioner.output.length)  # or it is near the standard Gaussian
+    return prior
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+def test_the_prior_density_integrates_to_one(context_dim: int, hidden_layers: int):
+    prior = small_prior(2, context_dim, hidden_layers)
+    context = torch.randn(1, context_dim, dtype=torch.float64) if context_dim else None
+
+    def log_density(z: Tensor) -> Tensor:
+        return prior.log_prob(z, None if context is None else context.expand(len(z), -1)).sum(dim=1)
+
+    with torch.no_grad():
+        assert trapezoid(log_density, reach=15) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
+def test_the_noise_can_be_read_off_a_prior_sample(context_dim: int):
+    """eps = (z - mean) / std, so that log p(z) is that of the noise less the log standard deviations."""
+    prior = small_prior(5, context_dim)
+    eps, context = draw(32, 5, context_dim)
+    z = prior.sample(eps, context)
+    mean, log_std = prior.conditioner(z, context)
+    torch.testing.assert_close((z - mean) / log_std.exp(), eps, rtol=1e-10, atol=1e-10)
+    expected = DiagonalGaussian.standard(eps).log_prob(eps) - log_std
+    torch.testing.assert_close(prior.log_prob(z, context), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_prior_variable_depends_on_its_own_and_earlier_noise_only():
+    prior = small_prior(5, 0)
+    eps, _ = draw(1, 5, 0)
+    z = prior.sample(eps)
+    for j in range(5):
+        other = eps.clone()
+        other[0, j] += 1
+        changed = prior.sample(other)[0] != z[0]
+        assert torch.equal(changed, torch.arange(5) >= j)
+
+
+def test_prior_samples_have_the_moments_of_its_density():
+    prior, n = small_prior(2, 0), 50_000
+    z = prior.sample(torch.randn(n, 2, dtype=torch.float64))
+    axis = torch.linspace(-15, 15, 401, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    weight = prior.log_prob(grid).sum(dim=1).exp().detach()
+    weight /= weight.sum()
+
+    def features(z: Tensor) -> Tensor:
+        return torch.stack([z[:, 0], z[:, 1], z[:, 0] * z[:, 1], z[:, 0].square(), z[:, 1].square()], dim=1)
+
+    seen, expected = features(z), (weight[:, None] * features(grid)).sum(dim=0)
+    standard_error = seen.std(dim=0) / math.sqrt(n)
+    assert ((seen.mean(dim=0) - expected).abs() < 4 * standard_error).all()
+    assert expected[2].abs() > 10 * standard_error[2]  # the variables are really dependent
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form='affine': wanted 'gated', 'location_scale' or 'location'"):
+        IAFStep(4, 8, form="affine")  # type: ignore[arg-type]

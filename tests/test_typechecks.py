@@ -1,0 +1,31 @@
+"""The type checks that the other tests rely on are really switched on."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from wngen import Bound, ImageSpec
+from wngen.nn import WNLinear
+
+
+def test_a_wrong_argument_that_nothing_else_catches_is_an_error():
+    with pytest.raises(TypeCheckError, match=r"28\.0"):
+        ImageSpec(1, 28.0, 28, 2)
+    with pytest.raises(TypeCheckError, match="80"):
+        Bound([80.0])
+
+
+def test_a_function_raises_its_own_error_about_its_argument():
+    with pytest.raises(ValueError, match="wanted 'linear' or 'exponential'"):
+        WNLinear(2, 3, gain="cubic")
+
+
+def test_an_int_may_stand_for_a_float():
+    assert WNLinear(2, 3, init_scale=2).init_scale == 2
+
+
+def test_compiled_code_is_one_graph():
+    layer = WNLinear(2, 3)
+    x = torch.randn(4, 2)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))

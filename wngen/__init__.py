@@ -1,0 +1,8 @@
+"""wngen: likelihood-based models of images from weight-normalized layers."""
+
+from wngen.checkpoint import load
+from wngen.image import Batch, ImageSpec
+from wngen.model import Bound, LatentVariableModel, LikelihoodModel
+from wngen.noise import Noise
+
+__all__ = ["Batch", "Bound", "ImageSpec", "LatentVariableModel", "LikelihoodModel", "Noise", "load"]

@@ -1,0 +1,127 @@
+"""Command-line arguments whose errors say what was seen, what is nearest to it, and where to look."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+
+def nearest(seen: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?', or nothing if nothing known is near."""
+    matches = difflib.get_close_matches(seen, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configurations that come with wngen, by name."""
+    folder = Path(str(resources.files("wngen.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def config_path(name_or_path: str) -> Path:
+    """The file of a configuration, given its name among the packaged ones or its path.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    known = packaged_configs()
+    if name_or_path not in known:
+        hint = nearest(name_or_path, known) or "; `wngen configs` lists the packaged ones"
+        raise ValueError(f"--config {name_or_path}: neither a file nor a packaged configuration{hint}")
+    return known[name_or_path]
+
+
+class Arguments(ArgumentParser):
+    """A parser that explains a mistake in a line or two.
+
+    Args:
+        command: what is typed, such as `wngen fit`.
+        description: what it does.
+    """
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=command, description=description, allow_abbrev=False)
+
+    def add_config(self) -> None:
+        """Add `--config`, which takes a name or a path; see `with_config`."""
+        self.add_argument("--config", action=ActionConfigFile, help="A packaged configuration's name, or a YAML file.")
+
+    def with_config(self, argv: list[str], default: str | None = None) -> list[str]:
+        """`argv` with the name after `--config` replaced by its file, and `default` put first where there is none."""
+        out, expects_value, given = [], False, False
+        for word in argv:
+            flag, equals, value = word.partition("=")
+            if expects_value or (flag == "--config" and equals):
+                try:
+                    word = str(config_path(word if expects_value else value))
+                except ValueError as error:
+                    self.error(str(error))
+                out.append(word if expects_value else f"--config={word}")
+                expects_value, given = False, True
+            else:
+                out.append(word)
+                expects_value = word == "--config"
+        return out if given or default is None else ["--config", str(config_path(default)), *out]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong, with the nearest right name, and exit with status 2."""
+        print(f"{self.prog}: error: {self.explain(message)}", file=sys.stderr)
+        print(f"`{self.prog} --help` lists what there is.", file=sys.stderr)
+        sys.exit(2)
+
+    def explain(self, message: str) -> str:
+        """Jsonargparse's message in fewer words, and with a guess at what was meant."""
+        if found := re.search(r"given class_path '([\w.]+)':\s+Option '([^']+)' is not accepted", message):
+            class_path, option = found.groups()
+            module, _, name = class_path.rpartition(".")
+            options = inspect.signature(getattr(import_module(module), name)).parameters
+            return f"{name} has no option {option!r}{nearest(option, options)}"
+        if found := re.search(r"Expected a dot import path string: (\S+)", message):
+            seen = found.group(1)
+            return f"there is no {self._group_of(message)} called {seen!r}{nearest(seen, self._classes(message))}"
+        if found := re.search(r"(?:Option|Key) '([^']+)' is not (?:accepted|expected)", message):
+            return f"unknown key {found.group(1)!r}{nearest(found.group(1), self._keys())}"
+        if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+            key = ".".join(found.groups())
+            return f"unknown key {key!r}{nearest(key, self._keys())}"
+        if found := re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
+            flag = found.group(1).split("=")[0]
+            return f"unknown argument {flag!r}{nearest(flag, (f'--{key}' for key in self._keys()))}"
+        if "is abstract" in message:
+            group = self._group_of(message)
+            return f"which {group}? Name one: --{group} {' | '.join(self._classes(message))}, or under class_path in YAML"
+        return re.sub(r"\s*\n\s*", " ", re.sub(r"<class '(\w+)'>", r"\1", message)).replace("Parser key ", "")
+
+    def _keys(self) -> list[str]:
+        return [action.dest for action in self._actions if action.dest not in ("help", "==SUPPRESS==")]
+
+    def _group_of(self, message: str) -> str:
+        found = re.search(r'Parser key "(\w+)"', message)
+        return found.group(1) if found else "class"
+
+    def _classes(self, message: str) -> list[str]:
+        """Names of the concrete classes of the type that the message is about."""
+        found = re.search(r"Subtypes: \[<class '([\w.]+)'>", message)
+        if not found:
+            return []
+        module, _, name = found.group(1).rpartition(".")
+        return [cls.__name__ for cls in concrete_subclasses(getattr(import_module(module), name))]
+
+
+def concrete_subclasses(base: type) -> list[type[Any]]:
+    """All subclasses that can be built and are wngen's own or a user's, not a test's private ones."""
+    found = []
+    for cls in base.__subclasses__():
+        found += [cls] if not inspect.isabstract(cls) else []
+        found += concrete_subclasses(cls)
+    return found

@@ -1,0 +1,354 @@
+"""The command line: `wngen fit | evaluate | sample | reconstruct | interpolate | models | configs`."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+import wngen.models  # noqa: F401  (so that its classes are known by name)
+from wngen.arguments import Arguments, concrete_subclasses, nearest, packaged_configs
+from wngen.checkpoint import load, read_metadata, save_release
+from wngen.data import ImageDataModule, Split
+from wngen.evaluation import Report, evaluate
+from wngen.evaluation.figures import learning_curves
+from wngen.image import Batch
+from wngen.model import LatentVariableModel, LikelihoodModel
+from wngen.sampling import back_and_forth, grid, interpolate, reconstruct, save_gif, save_png
+from wngen.training import AtomicCheckpointIO, ImageGrids, Training
+
+SPEC = {"channels", "height", "width", "levels"}  # a model takes these four from the data
+DEFAULT_CONFIG = "quickstart"
+
+console = Console()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 1 for an error with a message, 2 for a mistake in the arguments."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: wngen COMMAND ...\n")
+        for command, function in COMMANDS.items():
+            print(f"  {command:12} {summary(function)}")
+        print("\n`wngen COMMAND --help` says more.")
+        return 0
+    if name not in COMMANDS:
+        print(f"wngen: error: no command {name!r}{nearest(name, COMMANDS)}; `wngen --help` lists them", file=sys.stderr)
+        return 2
+    try:
+        COMMANDS[name](rest)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        print(f"wngen {name}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """First line of the docstring."""
+    return (inspect.getdoc(function) or "").partition("\n")[0]
+
+
+# Training
+
+
+def fit(argv: list[str]) -> None:
+    """Train a model, evaluate its averaged weights on the test images, and write everything into a run folder."""
+    parser = Arguments("wngen fit", summary(fit))
+    parser.add_config()
+    parser.add_argument("--run", type=str | None, help="The run folder; runs/<config>-<time> by default.")
+    parser.add_argument("--resume", type=str | None, help="Continue the run in this folder, with its configuration.")
+    parser.add_argument("--importance_samples", type=int | None, help="K of the bound at the end; without it the ELBO.")
+    parser.add_subclass_arguments(LikelihoodModel, "model", skip=SPEC, required=True, help="What is trained.")
+    parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="What it is trained on.")
+    parser.add_class_arguments(Training, "training", skip={"model"})
+    parser.add_class_arguments(pl.Trainer, "trainer")
+
+    resumed = _value_of("--resume", argv)
+    if resumed is not None:
+        if not (Path(resumed) / "last.ckpt").is_file():
+            parser.error(f"--resume {resumed}: there is no last.ckpt in it; wanted the folder of an interrupted run")
+        argv = ["--config", str(Path(resumed) / "config.yaml"), *argv]
+    argv = parser.with_config(argv, default=DEFAULT_CONFIG)
+    options = parser.parse_args(argv)
+    config = Path(argv[argv.index("--config") + 1]).stem if "--config" in argv else "run"
+    run = Path(resumed or options.run or f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}")
+    if resumed is None and run.exists() and any(run.iterdir()):
+        parser.error(f"--run {run}: exists and is not empty; continue it by --resume {run}, or name another folder")
+
+    data = _build(options.data)
+    model = _build(options.model, **data.spec.as_dict())
+    training = Training(model, **options.training.as_dict())
+    trainer = _trainer(options.trainer.as_dict(), run, has_validation=True)
+    if trainer.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        options.run = options.resume = options.config = None
+        (run / "config.yaml").write_text(parser.dump(options, skip_none=True))
+        parameters = sum(p.numel() for p in model.parameters())
+        console.print(f"{type(model).__name__}, {parameters:,} parameters, on {data.name}; writing to {run}/")
+    trainer.fit(training, datamodule=data, ckpt_path=str(run / "last.ckpt") if resumed else None, weights_only=True)
+    if trainer.interrupted:
+        raise ValueError(f"interrupted; `wngen fit --resume {run}` goes on from {run / 'last.ckpt'}")
+    if trainer.is_global_zero:
+        _finish(run, data, options.importance_samples)
+
+
+def _trainer(options: dict[str, Any], run: Path, has_validation: bool) -> pl.Trainer:
+    """Lightning's trainer, writing into the run folder."""
+    if options["logger"] in (None, True):
+        options["logger"] = [CSVLogger(run, name="metrics"), TensorBoardLogger(run, name="tensorboard")]
+    if options["precision"] is None:
+        options["precision"] = "bf16-mixed" if _has_fast_bf16() else "32-true"
+    best = ModelCheckpoint(
+        dirpath=run,
+        filename="best",
+        monitor="val/elbo_nats",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    given = options["callbacks"] or []
+    given = given if isinstance(given, list) else [given]
+    bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=10)]
+    options["callbacks"] = [*given, ImageGrids(), *bar, best]
+    plugins = options["plugins"] or []
+    options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+    options["use_distributed_sampler"] = False  # the data module divides the images among processes itself
+    options["default_root_dir"] = str(run)
+    return pl.Trainer(**options)
+
+
+def _has_fast_bf16() -> bool:
+    """Whether bf16 is faster than fp32 here: on CPUs without instructions for it, it is many times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _finish(run: Path, data: ImageDataModule, importance_samples: int | None) -> None:
+    """Evaluate the best averaged weights on the test images, draw pictures, and make a release."""
+    model = load(run)
+    report = _evaluate(model, data, "test", importance_samples)
+    report.write(run / "report.json")
+    console.print(report)
+    save_png(grid(_sample(model, 64), model.spec.levels), run / "samples.png")
+    if isinstance(model, LatentVariableModel):
+        batch = _images(model, data, "test", 32)
+        save_png(reconstruct(model, batch.image, batch.label), run / "reconstructions.png")
+    learning_curves(sorted((run / "metrics").glob("version_*/metrics.csv")), run / "curves.png")
+    save_release(model, run / "release", report, read_metadata(run))
+    console.print(f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, best.ckpt, last.ckpt, release/")
+
+
+# What is done with a trained model
+
+
+def evaluate_command(argv: list[str]) -> None:
+    """Give a model's bound on the log-likelihood of a data set, in nats and bits per dimension, with its uncertainty."""
+    parser = _with_model("wngen evaluate", evaluate_command)
+    _add_data(parser)
+    parser.add_argument("--importance_samples", type=int | None, help="K of the importance-weighted bound; none by default.")
+    parser.add_argument("--limit", type=int | None, help="Take so many images, drawn by the data's evaluation seed.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
+    parser.add_argument("--chunk", type=int, default=1024, help="Samples decoded at once; bounds the memory.")
+    parser.add_argument("--out", type=str | None, help="Where the report goes, as JSON; report-<split>.json in the run folder.")
+    options, model, data = _parse(parser, argv)
+    report = _evaluate(
+        model, data, options.split, options.importance_samples, options.seed, options.chunk, options.limit, options.weights
+    )
+    console.print(report)
+    where = Path(options.checkpoint)
+    out = Path(options.out) if options.out else (where if where.is_dir() else Path()) / f"report-{options.split}.json"
+    report.write(out)
+    console.print(f"Written to {out}")
+
+
+def sample_command(argv: list[str]) -> None:
+    """Draw images from a model, as a grid."""
+    parser = _with_model("wngen sample", sample_command)
+    parser.add_argument("-n", "--count", type=int, default=64, help="How many images.")
+    parser.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, less varied images.")
+    parser.add_argument("--label", type=int | None, help="The class of all images; by default all classes in turn.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the random numbers.")
+    parser.add_argument("--columns", type=int | None, help="Of the grid; as many as rows by default.")
+    parser.add_argument("--out", type=str, default="samples.png", help="The picture.")
+    options, model, _ = _parse(parser, argv)
+    if options.count < 1:
+        parser.error(f"-n {options.count}: wanted at least 1")
+    images = _sample(model, options.count, options.temperature, options.label, options.seed)
+    save_png(grid(images, model.spec.levels, options.columns), options.out)
+    console.print(f"{options.count} samples at temperature {options.temperature:g}: {options.out}")
+
+
+def reconstruct_command(argv: list[str]) -> None:
+    """Encode images and decode them again: each original above its reconstruction."""
+    parser = _with_model("wngen reconstruct", reconstruct_command)
+    _add_data(parser)
+    parser.add_argument("-n", "--count", type=int, default=32, help="How many images, drawn by the data's evaluation seed.")
+    parser.add_argument("--out", type=str, default="reconstructions.png", help="The picture.")
+    options, model, data = _parse(parser, argv)
+    batch = _images(model, data, options.split, options.count)
+    save_png(reconstruct(model, batch.image, batch.label), options.out)
+    console.print(f"{options.count} images of the {options.split} split and their reconstructions: {options.out}")
+
+
+def interpolate_command(argv: list[str]) -> None:
+    """Walk between images along a straight line in latent space; one row for each pair."""
+    parser = _with_model("wngen interpolate", interpolate_command)
+    _add_data(parser)
+    parser.add_argument("-n", "--count", type=int, default=8, help="Pairs of images, drawn by the data's evaluation seed.")
+    parser.add_argument("--steps", type=int, default=12, help="Images on the way, both ends counted.")
+    parser.add_argument("--out", type=str, default="interpolation.png", help="The picture; a name ending in .gif makes a film.")
+    options, model, data = _parse(parser, argv)
+    if options.count < 1 or options.steps < 2:
+        parser.error(f"-n {options.count} --steps {options.steps}: wanted at least 1 pair and 2 steps")
+    batch = _images(model, data, options.split, 2 * options.count)
+    a, b = batch.image.chunk(2)
+    label = None if batch.label is None else batch.label[: options.count]  # of where the way starts
+    way = interpolate(model, a, b, options.steps, label)
+    if Path(options.out).suffix == ".gif":
+        films = back_and_forth(way.unflatten(0, (options.count, options.steps)).transpose(0, 1))
+        save_gif([grid(frame, 256) for frame in films], options.out)
+    else:
+        save_png(grid(way, 256, columns=options.steps), options.out)
+    console.print(f"{options.count} ways of {options.steps} steps between images of the {options.split} split: {options.out}")
+
+
+def _with_model(command: str, function: Callable[..., Any]) -> Arguments:
+    parser = Arguments(command, summary(function))
+    parser.add_argument("checkpoint", type=str, help="A run folder, a .ckpt, a release folder, or a hub id.")
+    parser.add_argument("--weights", type=Literal["ema", "raw"], default="ema", help="Averaged or raw, of a .ckpt.")
+    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda:1.")
+    return parser
+
+
+def _add_data(parser: Arguments) -> None:
+    parser.add_config()
+    parser.add_subclass_arguments(ImageDataModule, "data", required=False, help="By default what the model was trained on.")
+    parser.add_argument("--split", type=Literal["train", "val", "test"], default="test", help="Of the data.")
+
+
+def _parse(parser: Arguments, argv: list[str]) -> tuple[Any, LikelihoodModel, ImageDataModule | None]:
+    """The options, the model on its device, and the data if the command takes any."""
+    where = next((word for word in argv if not word.startswith("-")), None)
+    takes_data = any(action.dest == "split" for action in parser._actions)
+    if takes_data and where is not None and not {"-h", "--help"} & set(argv):
+        stored = read_metadata(where).data
+        if stored is not None:
+            arguments = {name: value for name, value in stored.items() if name != "data"}
+            parser.set_defaults({"data": {"class_path": f"wngen.data.{stored['data']}", "init_args": arguments}})
+    options = parser.parse_args(parser.with_config(argv) if takes_data else argv)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    model = load(options.checkpoint, options.weights, device)
+    if not takes_data:
+        return options, model, None
+    if options.data is None:
+        parser.error(f"{options.checkpoint} does not say what it was trained on: name the data by --data")
+    data = _build(options.data)
+    if data.spec != model.spec:
+        raise ValueError(f"the model takes images of {model.spec}, the data has {data.spec}")
+    return options, model, data
+
+
+def _evaluate(
+    model: LikelihoodModel,
+    data: ImageDataModule,
+    split: Split,
+    importance_samples: int | None,
+    seed: int = 0,
+    chunk: int = 1024,
+    limit: int | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+) -> Report:
+    protocol = data.protocol(split, limit)
+    batches = data.evaluation_batches(split, chunk, limit)
+    evaluation = evaluate(
+        model, batches, protocol["images"], importance_samples, seed, chunk, progress=console.is_terminal
+    )
+    return Report.of(evaluation, model, protocol, weights)
+
+
+def _images(model: LikelihoodModel, data: ImageDataModule, split: Split, count: int) -> Batch:
+    """Some images of a split, on the model's device, with labels only where the model wants them."""
+    batch = next(iter(data.evaluation_batches(split, count, limit=count)))
+    device = next(model.parameters()).device
+    label = None if model.num_classes is None or batch.label is None else batch.label.to(device)
+    return Batch(batch.image.to(device), label, batch.index)
+
+
+def _sample(
+    model: LikelihoodModel, count: int, temperature: float = 1.0, label: int | None = None, seed: int = 0
+) -> torch.Tensor:
+    device = next(model.parameters()).device
+    y = None
+    if model.num_classes is not None:
+        y = torch.arange(count, device=device) % model.num_classes if label is None else torch.full((count,), label, device=device)
+    elif label is not None:
+        raise ValueError(f"--label {label}: this model is not conditioned on classes")
+    return model.sample(count, y, temperature, torch.Generator(device).manual_seed(seed))
+
+
+# What there is
+
+
+def models_command(argv: list[str]) -> None:
+    """List the models, and the released ones with the figure each reached."""
+    Arguments("wngen models", summary(models_command)).parse_args(argv)
+    table = Table("model", "what it is", "paper", title="Architectures", title_justify="left")
+    for cls in concrete_subclasses(LikelihoodModel):
+        if cls.__module__.startswith("wngen."):
+            docstring = inspect.getdoc(cls) or ""
+            paper = docstring.partition("References:")[2].partition("Raises:")[0].strip().split("\n")[0]
+            table.add_row(cls.__name__, docstring.partition("\n")[0], paper)
+    console.print(table)
+
+
+def configs_command(argv: list[str]) -> None:
+    """List the packaged configurations: what each trains, and the figure it reaches."""
+    Arguments("wngen configs", summary(configs_command)).parse_args(argv)
+    table = Table("config", "what it trains, and what it reaches")
+    for name, path in packaged_configs().items():
+        lines = path.read_text().splitlines()
+        comment = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+        table.add_row(name, " ".join(comment))
+    console.print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "fit": fit,
+    "evaluate": evaluate_command,
+    "sample": sample_command,
+    "reconstruct": reconstruct_command,
+    "interpolate": interpolate_command,
+    "models": models_command,
+    "configs": configs_command,
+}
+
+
+def _build(options: Any, **more: Any) -> Any:
+    """An object from its `class_path` and `init_args`, and more arguments."""
+    module, _, name = options.class_path.rpartition(".")
+    arguments = options.get("init_args") or {}
+    return getattr(import_module(module), name)(**{**more, **dict(arguments)})
+
+
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    """The value after `flag`, or behind its equals sign."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

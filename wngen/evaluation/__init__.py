@@ -1,0 +1,7 @@
+"""Likelihoods of whole data sets: bounds, their uncertainty, and the report. Curves: `wngen.evaluation.figures`."""
+
+from wngen.evaluation.evaluate import Evaluation, evaluate
+from wngen.evaluation.report import Report, weights_sha256
+from wngen.evaluation.statistics import Estimate, estimate
+
+__all__ = ["Estimate", "Evaluation", "Report", "estimate", "evaluate", "weights_sha256"]

@@ -1,0 +1,207 @@
+"""A figure with its uncertainty and its protocol: as JSON, and as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import RenderableType
+from rich.table import Table
+from torch import nn
+
+from wngen.evaluation.evaluate import Evaluation
+from wngen.evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
+from wngen.model import LikelihoodModel
+
+SCHEMA = 1
+
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and how.
+
+    Figures go by the names `elbo`, `distortion`, `rate`, `kl_layer_1` and so on, and `log_likelihood`, which is exact
+    or the importance-weighted bound, as `protocol["estimator"]` says. An exact model has `log_likelihood` alone.
+
+    Attributes:
+        model: the model's configuration.
+        nats: figures in nats per image, averaged over images.
+        bits_per_dim: the same as costs in bits per sub-pixel: of `elbo` and `log_likelihood` the negative.
+        protocol: `data` (the data set's protocol), `images`, `weights` (`ema` or `raw`), `weights_sha256`, `dtype`,
+            `seed`, `estimator`, `importance_samples` (K, or None), `confidence` and `resamples` of the bootstrap,
+            `versions`, `device`, `wall_seconds`.
+        schema: version of this form.
+    """
+
+    model: dict[str, Any]
+    nats: dict[str, Estimate]
+    bits_per_dim: dict[str, Estimate]
+    protocol: dict[str, Any]
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, model: LikelihoodModel, data: Mapping[str, Any], weights: Weights) -> Report:
+        """Sum an evaluation up.
+
+        Args:
+            evaluation: of `model`.
+            model: what was evaluated; its weights are hashed.
+            data: what the images were, a JSON-able protocol that says how many in `images`.
+            weights: whether the model held the averaged or the raw weights.
+
+        Raises:
+            ValueError: the data's protocol speaks of another number of images.
+        """
+        n = len(evaluation.index)
+        if data.get("images", n) != n:
+            raise ValueError(f"{n} images were evaluated, but the data's protocol says {data['images']}")
+        figures = {}
+        if not evaluation.is_exact:
+            layers = {f"kl_layer_{i + 1}": kl for i, kl in enumerate(evaluation.layer_kl_nats.T)}
+            figures = {
+                "elbo": evaluation.elbo_nats,
+                "distortion": evaluation.distortion_nats,
+                "rate": evaluation.rate_nats,
+                **layers,
+            }
+        if evaluation.log_likelihood_nats is not None:
+            figures["log_likelihood"] = evaluation.log_likelihood_nats
+        nats = estimate(figures)
+        per_nat = model.spec.bits_per_dim(1.0)
+        gains = ("elbo", "log_likelihood")
+        return cls(
+            model=model.config,
+            nats=nats,
+            bits_per_dim={name: e.times(-per_nat if name in gains else per_nat) for name, e in nats.items()},
+            protocol={
+                "data": dict(data),
+                "images": n,
+                "weights": weights,
+                "weights_sha256": weights_sha256(model),
+                "dtype": evaluation.dtype,
+                "seed": evaluation.seed,
+                "estimator": _estimator(evaluation),
+                "importance_samples": evaluation.importance_samples,
+                "confidence": CONFIDENCE,
+                "resamples": RESAMPLES,
+                "versions": {"wngen": version("wngen"), "torch": torch.__version__},
+                "device": evaluation.device,
+                "wall_seconds": round(evaluation.wall_seconds, 3),
+            },
+        )
+
+    def write(self, path: Path | str) -> None:
+        """Write `report.json`, beside its target first, so that no half of it is ever there."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Report:
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: no JSON, another schema, or something missing.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["schema"] != SCHEMA:
+                raise ValueError(f"schema {content['schema']!r}, this version of wngen reads {SCHEMA}")
+            for unit in ("nats", "bits_per_dim"):
+                content[unit] = {name: Estimate(**figure) for name, figure in content[unit].items()}
+            return cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a report: {error!r}") from error
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of the columns of `rows`."""
+        interval = f"{self.protocol['confidence']:.0%} interval"
+        return "", "nats", interval, "bits/dim", interval
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """For each figure its title, nats with standard error, the interval, and both in bits per dimension."""
+        single_layer = "kl_layer_2" not in self.nats  # whose KL is the rate
+        rows = []
+        for name, nats in self.nats.items():
+            bits = self.bits_per_dim[name]
+            if not (single_layer and name == "kl_layer_1"):
+                rows.append(
+                    (
+                        self.title(name),
+                        f"{nats.mean:.2f} ± {nats.standard_error:.2f}",
+                        f"{nats.low:.2f} to {nats.high:.2f}",
+                        f"{bits.mean:.4f} ± {bits.standard_error:.4f}",
+                        f"{bits.low:.4f} to {bits.high:.4f}",
+                    )
+                )
+        return rows
+
+    def title(self, name: str) -> str:
+        """What a figure is called for readers."""
+        if name != "log_likelihood":
+            return {"elbo": "ELBO"}.get(name, name.replace("kl_layer_", "KL of layer "))
+        k = self.protocol["importance_samples"]
+        return "log-likelihood (exact)" if k is None else f"importance-weighted bound, K = {k:,}"
+
+    @property
+    def data_line(self) -> str:
+        """What the images were, in a few words."""
+        data = self.protocol["data"]
+        words = [data.get("name", "images"), data.get("split", "")]
+        binarization = data.get("binarization", "none")
+        drawn = "" if data.get("seed") is None else f" (seed {data['seed']})"
+        parts = [
+            " ".join(word for word in words if word),
+            "" if binarization == "none" else f"{binarization} binarization{drawn}",
+            f"{self.protocol['images']:,} images",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def protocol_line(self) -> str:
+        """How the figures were measured, in a sentence."""
+        p = self.protocol
+        weights = "EMA" if p["weights"] == "ema" else p["weights"]
+        images = p["data"].get("sha256")
+        hashes = f"weights {p['weights_sha256'][:12]}" + (f", images {images[:12]}" if images else "")
+        return (
+            f"{weights} weights, {p['dtype']}, noise seed {p['seed']}; mean ± standard error over images, "
+            f"{p['confidence']:.0%} bootstrap interval. SHA-256: {hashes}. wngen {p['versions']['wngen']}, "
+            f"torch {p['versions']['torch']}, {p['device']}, {p['wall_seconds']:,.0f} s."
+        )
+
+    def __rich__(self) -> RenderableType:
+        """The figures as a table, with the protocol below it."""
+        table = Table(title=f"{self.model['model']} on {self.data_line}", title_justify="left", caption_justify="left")
+        table.caption = self.protocol_line
+        for i, heading in enumerate(self.headings):
+            table.add_column(heading, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of each tensor in a model's state, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _estimator(evaluation: Evaluation) -> str:
+    if evaluation.is_exact:
+        return "exact"
+    return "elbo" if evaluation.importance_samples is None else "importance-weighted"

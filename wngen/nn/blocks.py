@@ -1,0 +1,81 @@
+"""Residual blocks of weight-normalized convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from wngen.nn.activations import concat_elu, elu
+from wngen.nn.layers import WNConv2d
+
+
+class ResidualBlock(nn.Module):
+    """x + scale * conv(elu(conv(elu(x)))), the block of the IAF paper's networks (Kingma et al. 2016, figure 3).
+
+    Args:
+        channels: of input and output.
+        kernel_size: odd, so that the image keeps its size.
+        scale: factor on the residual branch.
+        dropout: probability of dropping an activation between the two convolutions.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3, scale: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.first = WNConv2d(channels, channels, kernel_size, padding="same")
+        self.dropout = nn.Dropout(dropout)
+        self.second = WNConv2d(channels, channels, kernel_size, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same."""
+        branch = self.second(self.dropout(elu(self.first(elu(x)))))
+        return x + self.scale * branch
+
+
+class GatedResidualBlock(nn.Module):
+    """x + a * sigmoid(b), with (a, b) from two convolutions: the block of PixelCNN++.
+
+    Args:
+        channels: of input and output.
+        kernel_size: odd, so that the image keeps its size.
+        aux_channels: channels of a second input, as of a short-cut, or 0 for none.
+        num_classes: of a class label that adds a learned bias to the gates, or None.
+        dropout: probability of dropping an activation between the two convolutions.
+        activation: `concat_elu` doubles the channels it is given; another one keeps them.
+
+    References:
+        PixelCNN++ (Salimans et al., 2017), section 2 and the released code: `init_scale` 0.1 on the second
+        convolution starts the block near the identity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        aux_channels: int = 0,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+        activation: Callable[[Tensor], Tensor] = concat_elu,
+    ) -> None:
+        super().__init__()
+        widening = 2 if activation is concat_elu else 1
+        self.activation = activation
+        self.first = WNConv2d(widening * channels, channels, kernel_size, padding="same")
+        self.aux = WNConv2d(widening * aux_channels, channels, 1) if aux_channels else None
+        self.dropout = nn.Dropout(dropout)
+        self.second = WNConv2d(widening * channels, 2 * channels, kernel_size, padding="same", init_scale=0.1)
+        self.label = nn.Embedding(num_classes, 2 * channels) if num_classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.weight, std=0.05)
+
+    def forward(self, x: Tensor, aux: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """`(B, C, H, W)` to the same, with `aux` `(B, aux_channels, H, W)` and classes `y` `(B,)`."""
+        h = self.first(self.activation(x))
+        if self.aux is not None:
+            h = h + self.aux(self.activation(aux))
+        h = self.second(self.dropout(self.activation(h)))
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        a, b = h.chunk(2, dim=1)
+        return x + a * b.sigmoid()

@@ -1,0 +1,57 @@
+"""Pictures of how training goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from wngen.image import Batch
+from wngen.model import LatentVariableModel, LikelihoodModel
+from wngen.sampling import grid, reconstruct, save_png
+
+
+class ImageGrids(pl.Callback):
+    """Draws samples and reconstructions at each validation, with the averaged weights.
+
+    They go to `<default_root_dir>/images/` and to TensorBoard. Samples are drawn from the same noise each time, so
+    that one sees the same images become sharper.
+
+    Args:
+        count: images in a grid.
+        every_n_epochs: how often.
+        seed: of the samples.
+    """
+
+    def __init__(self, count: int = 64, every_n_epochs: int = 1, seed: int = 0) -> None:
+        self.count, self.every_n_epochs, self.seed = count, every_n_epochs, seed
+        self._batch: Batch | None = None
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            self._batch = batch
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        model: LikelihoodModel = pl_module.model
+        generator = torch.Generator(pl_module.device).manual_seed(self.seed)
+        y = None if model.num_classes is None else torch.arange(self.count, device=pl_module.device) % model.num_classes
+        self._write(trainer, "samples", grid(model.sample(self.count, y, generator=generator), model.spec.levels))
+        if isinstance(model, LatentVariableModel) and self._batch is not None:
+            x = self._batch.image[: self.count // 2]
+            labels = None if model.num_classes is None or self._batch.label is None else self._batch.label[: len(x)]
+            self._write(trainer, "reconstructions", reconstruct(model, x, labels))
+
+    def _write(self, trainer: pl.Trainer, name: str, picture: Tensor) -> None:
+        """`picture` is `(H, W, channels)` uint8."""
+        save_png(picture, Path(trainer.default_root_dir) / "images" / f"{name}-{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")

@@ -1,0 +1,219 @@
+"""The LightningModule that trains every model."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from wngen.image import Batch
+from wngen.model import Bound, LikelihoodModel
+from wngen.nn import data_dependent_init
+from wngen.noise import Noise
+from wngen.training.ema import EMA
+from wngen.training.objective import FreeBitsGroup, objective_nats
+from wngen.training.schedule import Decay, learning_rate_factor
+
+
+class Training(pl.LightningModule):
+    """Trains a likelihood model by gradient descent on its bound.
+
+    Random numbers are those of (seed, step, image), so that the path does not depend on how the images are
+    spread over batches and processes, nor on whether training was interrupted.
+
+    Args:
+        model: what to train.
+        optimizer: `adam` (fused where the device allows) or `adamax`.
+        learning_rate: after warm-up.
+        betas: decay of the optimizer's first and second moments.
+        warmup_steps: over which the learning rate rises from 0.
+        decay: how it falls after that: `constant`, `linear` or `cosine` to 0 at the end of training, or
+            `exponential` by `decay_rate` at each step.
+        decay_rate: of the exponential decay, a factor such as 0.999995 per step.
+        free_bits: floor of each group's rate in the objective, in nats.
+        free_bits_per: what a group is, a stochastic `layer` or a `channel` of it.
+        kl_warmup_steps: over which the weight of the rate in the objective rises to 1.
+        ema_decay: of the weights' moving average, used for validation, test and release; 0 for none.
+        clip_norm: gradients of a larger norm are scaled down to it.
+        skip_norm: a step whose gradient norm is above it, or not finite, is left out and counted.
+        give_up_after: so many left-out steps in a row end the training with an error.
+        init_images: so many training images, the same in every run on this data, initialize the layers; 0
+            keeps the default init.
+        seed: of the noise.
+
+    Raises:
+        ValueError: arguments out of range; the message says which.
+    """
+
+    def __init__(
+        self,
+        model: LikelihoodModel,
+        optimizer: Literal["adam", "adamax"] = "adam",
+        learning_rate: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 200,
+        decay: Decay = "constant",
+        decay_rate: float = 0.999995,
+        free_bits: float = 0.0,
+        free_bits_per: FreeBitsGroup = "channel",
+        kl_warmup_steps: int = 0,
+        ema_decay: float = 0.999,
+        clip_norm: float = 100.0,
+        skip_norm: float = 1e4,
+        give_up_after: int = 100,
+        init_images: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or clip_norm <= 0 or skip_norm <= 0:
+            raise ValueError(f"learning_rate={learning_rate}, clip_norm={clip_norm}, skip_norm={skip_norm}: all must be positive")
+        if free_bits < 0 or min(warmup_steps, kl_warmup_steps, init_images) < 0 or give_up_after < 1:
+            raise ValueError(
+                f"free_bits={free_bits}, warmup_steps={warmup_steps}, kl_warmup_steps={kl_warmup_steps}, "
+                f"init_images={init_images} must not be negative, nor give_up_after={give_up_after} below 1"
+            )
+        self.options: dict[str, Any] = {
+            name: value for name, value in locals().items() if name not in ("self", "model", "__class__")
+        }
+        self.options["betas"] = list(betas)
+        self.model = model
+        self.ema = EMA(ema_decay)
+        self.skipped_steps, self.skipped_in_a_row = 0, 0
+        self._left_out = False
+
+    # Initialization and what goes along
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [self.ema]
+
+    def setup(self, stage: str) -> None:
+        resumes = self.trainer.ckpt_path is not None
+        if stage == "fit" and self.options["init_images"] and not resumes:
+            data_module = getattr(self.trainer, "datamodule", None)
+            if data_module is None:
+                raise ValueError(
+                    "data-dependent init needs a data module: pass trainer.fit(training, datamodule=...), or call "
+                    "wngen.nn.data_dependent_init(model, images) yourself and set init_images=0"
+                )
+            count = min(self.options["init_images"], data_module.size("train"))
+            self.initialize(next(iter(data_module.evaluation_batches("train", count, limit=count))))
+
+    def initialize(self, batch: Batch) -> None:
+        """Data-dependent init from a batch that must be the same in every process; a second call does nothing."""
+        noise = Noise(self.options["seed"], batch.index)
+        data_dependent_init(self.model, batch.image, batch.label, noise=noise)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        options = self.options
+        if options["optimizer"] == "adam":
+            optimizer: torch.optim.Optimizer = torch.optim.Adam(
+                self.model.parameters(), options["learning_rate"], tuple(options["betas"]), fused=self.device.type in ("cpu", "cuda")
+            )
+        else:
+            optimizer = torch.optim.Adamax(self.model.parameters(), options["learning_rate"], tuple(options["betas"]))
+        steps = int(self.trainer.estimated_stepping_batches) if options["decay"] in ("linear", "cosine") else 0
+        factor = learning_rate_factor(options["decay"], options["warmup_steps"], steps, options["decay_rate"])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Steps
+
+    def forward(self, batch: Batch, draw: int = 0) -> Bound:
+        """The bound of a batch, under its `draw`-th noise."""
+        return self.model(batch.image, batch.label, noise=Noise(self.options["seed"], batch.index, draw))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        bound = self(batch, draw=self.global_step + 1)
+        warmup = self.options["kl_warmup_steps"]
+        kl_weight = min(1.0, (self.global_step + 1) / warmup) if warmup else 1.0
+        loss = objective_nats(
+            bound, kl_weight, self.options["free_bits"], self.options["free_bits_per"], self._average_over_processes
+        )
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_bound("train", bound, objective_nats=loss.detach(), kl_weight=kl_weight)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._log_bound("val", self(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._log_bound("test", self(batch))
+
+    def _average_over_processes(self, mean: Tensor) -> Tensor:
+        return self.all_gather(mean).mean(dim=0) if self.trainer.world_size > 1 else mean
+
+    def _log_bound(self, split: str, bound: Bound, **more: Tensor | float) -> None:
+        elbo = bound.elbo_nats.mean()
+        figures = {
+            "elbo_nats": elbo,
+            "bits_per_dim": self.model.spec.bits_per_dim(-elbo),
+            "distortion_nats": bound.distortion_nats.mean(),
+            "rate_nats": bound.rate_nats.mean(),
+            **more,
+        }
+        if split == "train":
+            figures["learning_rate"] = self.optimizers().param_groups[0]["lr"]
+            figures["skipped_steps"] = float(self.skipped_steps)
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in figures.items() if name not in ("elbo_nats", "bits_per_dim")},
+            batch_size=len(bound.distortion_nats),
+            sync_dist=split != "train",
+        )
+        self.log_dict(
+            {f"{split}/{name}": figures[name] for name in ("elbo_nats", "bits_per_dim")},
+            batch_size=len(bound.distortion_nats),
+            sync_dist=split != "train",
+            prog_bar=True,
+        )
+
+    # Steps that are left out
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient, or take it away where its norm says that the step would do harm.
+
+        Gradients are the same in every process by now, and so is the decision.
+
+        Raises:
+            FloatingPointError: too many steps in a row were left out.
+        """
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.options["clip_norm"]))
+        if norm <= self.options["skip_norm"]:  # false for NaN too
+            self.skipped_in_a_row = 0
+            return
+        for p in parameters:
+            p.grad = None  # the optimizer passes over parameters without a gradient
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.options["give_up_after"]:
+            raise FloatingPointError(
+                f"left out {self.skipped_in_a_row} steps in a row up to step {self.global_step}: the gradient's norm is {norm:.3g}, "
+                f"wanted at most {self.options['skip_norm']:g}. Lower learning_rate, or raise warmup_steps or skip_norm"
+            )
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data_module = getattr(self.trainer, "datamodule", None)
+        checkpoint["wngen"] = {
+            "version": version("wngen"),
+            "model": self.model.config,
+            "training": self.options,
+            "data": data_module.config if data_module is not None else None,
+            "skipped": [self.skipped_steps, self.skipped_in_a_row],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["wngen"]
+        if saved["model"] != self.model.config:
+            raise ValueError(f"the checkpoint holds a model {saved['model']}, not {self.model.config}")
+        self.skipped_steps, self.skipped_in_a_row = saved["skipped"]
