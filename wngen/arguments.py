@@ -42,15 +42,10 @@ def config_path(name_or_path: str) -> Path:
 
 
 class Arguments(ArgumentParser):
-    """A parser that explains a mistake in a line or two.
+    """A parser that explains a mistake in a line or two, and takes no abbreviations for options."""
 
-    Args:
-        command: what is typed, such as `wngen fit`.
-        description: what it does.
-    """
-
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=command, description=description, allow_abbrev=False)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_config(self) -> None:
         """Add `--config`, which takes a name or a path; see `with_config`."""

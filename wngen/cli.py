@@ -23,7 +23,7 @@ from wngen.arguments import Arguments, concrete_subclasses, nearest, packaged_co
 from wngen.checkpoint import load, read_metadata, save_release
 from wngen.data import ImageDataModule, Split
 from wngen.evaluation import Report, evaluate
-from wngen.evaluation.figures import learning_curves
+from wngen.evaluation.figures import draw_curves
 from wngen.image import Batch
 from wngen.model import LatentVariableModel, LikelihoodModel
 from wngen.sampling import back_and_forth, grid, interpolate, reconstruct, save_gif, save_png
@@ -66,7 +66,7 @@ def summary(function: Callable[..., Any]) -> str:
 
 def fit(argv: list[str]) -> None:
     """Train a model, evaluate its averaged weights on the test images, and write everything into a run folder."""
-    parser = Arguments("wngen fit", summary(fit))
+    parser = Arguments(prog="wngen fit", description=summary(fit))
     parser.add_config()
     parser.add_argument("--run", type=str | None, help="The run folder; runs/<config>-<time> by default.")
     parser.add_argument("--resume", type=str | None, help="Continue the run in this folder, with its configuration.")
@@ -147,7 +147,7 @@ def _finish(run: Path, data: ImageDataModule, importance_samples: int | None) ->
     if isinstance(model, LatentVariableModel):
         batch = _images(model, data, "test", 32)
         save_png(reconstruct(model, batch.image, batch.label), run / "reconstructions.png")
-    learning_curves(sorted((run / "metrics").glob("version_*/metrics.csv")), run / "curves.png")
+    draw_curves(sorted((run / "metrics").glob("version_*/metrics.csv"))[-1], run / "curves.png")
     save_release(model, run / "release", report, read_metadata(run))
     console.print(f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, best.ckpt, last.ckpt, release/")
 
@@ -227,7 +227,7 @@ def interpolate_command(argv: list[str]) -> None:
 
 
 def _with_model(command: str, function: Callable[..., Any]) -> Arguments:
-    parser = Arguments(command, summary(function))
+    parser = Arguments(prog=command, description=summary(function))
     parser.add_argument("checkpoint", type=str, help="A run folder, a .ckpt, a release folder, or a hub id.")
     parser.add_argument("--weights", type=Literal["ema", "raw"], default="ema", help="Averaged or raw, of a .ckpt.")
     parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda:1.")
@@ -305,7 +305,7 @@ def _sample(
 
 def models_command(argv: list[str]) -> None:
     """List the models, and the released ones with the figure each reached."""
-    Arguments("wngen models", summary(models_command)).parse_args(argv)
+    Arguments(prog="wngen models", description=summary(models_command)).parse_args(argv)
     table = Table("model", "what it is", "paper", title="Architectures", title_justify="left")
     for cls in concrete_subclasses(LikelihoodModel):
         if cls.__module__.startswith("wngen."):
@@ -317,7 +317,7 @@ def models_command(argv: list[str]) -> None:
 
 def configs_command(argv: list[str]) -> None:
     """List the packaged configurations: what each trains, and the figure it reaches."""
-    Arguments("wngen configs", summary(configs_command)).parse_args(argv)
+    Arguments(prog="wngen configs", description=summary(configs_command)).parse_args(argv)
     table = Table("config", "what it trains, and what it reaches")
     for name, path in packaged_configs().items():
         lines = path.read_text().splitlines()

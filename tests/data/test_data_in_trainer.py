@@ -65,7 +65,8 @@ def test_binarized_mnist_trains_validates_and_tests_without_a_warning(tmp_path):
     run.fit(probe, data)
     assert [len(index) for index, _ in probe.seen] == [100] * 3
     assert [index for index, _ in probe.seen] == [
-        batch.index.tolist() for batch, _ in zip(data.train_dataloader(), range(3), strict=False)
+        batch.index.tolist()
+        for batch, _ in zip(BinarizedMNIST(batch_size=100).train_dataloader(), range(3), strict=False)
     ]
     assert probe.validated[-200:] == list(range(200))
     run.test(probe, data)
@@ -74,18 +75,10 @@ def test_binarized_mnist_trains_validates_and_tests_without_a_warning(tmp_path):
 
 def test_data_without_validation_images_trains_without_validation(tmp_path):
     probe = Probe()
-    trainer(tmp_path, max_steps=2).fit(probe, BinarizedMNIST(batch_size=100, validation=0))
+    with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
+        trainer(tmp_path, max_steps=2).fit(probe, BinarizedMNIST(batch_size=100, validation=0))
     assert len(probe.seen) == 2
     assert probe.validated == []
-
-
-def test_overfitting_repeats_the_same_batches(tmp_path):
-    probe = Probe()
-    with pytest.warns(UserWarning, match="turning off the train dataloader shuffling"):
-        trainer(tmp_path, overfit_batches=2, max_epochs=2, limit_val_batches=0).fit(
-            probe, BinarizedMNIST(batch_size=10)
-        )
-    assert [index for index, _ in probe.seen] == [list(range(10)), list(range(10, 20))] * 2
 
 
 @pytest.fixture
@@ -94,6 +87,34 @@ def dynamic(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "grey.npz", train=array[:53], val=array[53:], test=array[53:])
     return lambda: ArrayFile(tmp_path / "grey.npz", binarization="dynamic", horizontal_flips=True, batch_size=10)
+
+
+def test_overfitting_repeats_the_same_draws_of_the_same_images(tmp_path, dynamic):
+    probe = Probe()
+    trainer(tmp_path, overfit_batches=2, max_epochs=3, limit_val_batches=0).fit(probe, dynamic())
+    assert [len(index) for index, _ in probe.seen] == [9] * 6
+    assert sorted(i for index, _ in probe.seen[:2] for i in index) == list(range(18))
+    assert probe.seen == probe.seen[:2] * 3
+
+
+def test_part_of_an_epoch_at_a_time_sees_all_images(tmp_path, dynamic):
+    whole, parts = Probe(), Probe()
+    trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(whole, dynamic())
+    trainer(tmp_path, max_epochs=5, limit_train_batches=2, limit_val_batches=0).fit(parts, dynamic())
+    assert parts.seen == whole.seen
+
+
+def test_going_on_with_the_same_trainer_goes_on_with_the_data(tmp_path, dynamic):
+    whole, parts, data = Probe(), Probe(), dynamic()
+    trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(whole, dynamic())
+    loop = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    loop.fit(parts, data)
+    loop.fit_loop.max_epochs = 3
+    loop.fit(parts, data)
+    assert parts.seen == whole.seen
+    again = Probe()
+    trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(again, data)  # a new trainer begins anew
+    assert again.seen == whole.seen
 
 
 SAVES = {

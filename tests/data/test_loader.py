@@ -43,7 +43,7 @@ def test_images_labels_and_indices_belong_together():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_global_batches_are_the_same_for_any_number_of_processes(world_size):
     alone = indices(TrainingLoader(numbered(100), 12, seed=1))
-    parts = [indices(TrainingLoader(numbered(100), 12, 1, rank, world_size)) for rank in range(world_size)]
+    parts = [indices(TrainingLoader(numbered(100), 12, 1, 0, rank, world_size)) for rank in range(world_size)]
     assert [len(batch) for batch in alone] == [12] * 8
     for batch, *shares in zip(alone, *parts, strict=True):
         assert {len(share) for share in shares} == {12 // world_size}
@@ -51,21 +51,18 @@ def test_global_batches_are_the_same_for_any_number_of_processes(world_size):
 
 
 def test_an_epoch_takes_no_image_twice_and_another_leaves_out_others():
-    loader = TrainingLoader(numbered(100), 12, seed=0)
-    seen = []
+    loader, seen = TrainingLoader(numbered(100), 12, seed=0), []
     for epoch in range(2):
-        loader.set_epoch(epoch)
         seen.append([i for batch in indices(loader) for i in batch])
         assert len(set(seen[-1])) == len(seen[-1]) == 96
+        assert loader.epoch == epoch
     assert set(seen[0]) != set(seen[1])
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         torch.manual_seed(seed * 7 + epoch)  # to which it pays no heed
-        loader = TrainingLoader(numbered(40), 40, seed)
-        loader.set_epoch(epoch)
-        return tuple(indices(loader)[0])
+        return tuple(indices(TrainingLoader(numbered(40), 40, seed, position=epoch))[0])
 
     orders = {(seed, epoch): order(seed, epoch) for seed in range(3) for epoch in range(3)}
     assert len(set(orders.values())) == 9
@@ -84,43 +81,38 @@ def test_every_image_is_as_often_first_as_any_other():
     assert abs(chi_square - degrees) < 5 * (2 * degrees) ** 0.5
 
 
-@pytest.mark.parametrize("handed_out", [0, 1, 5, 8])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_resumed_epoch_goes_on_with_the_images_not_yet_seen(handed_out, world_size):
+def take(loader: TrainingLoader, count: int) -> list[tuple[int, list[int]]]:
+    """The next batches, in one pass that is broken off, each with its epoch."""
+    return [(loader.epoch, batch.index.tolist()) for _, batch in zip(range(count), loader, strict=False)]
+
+
+@given(passes=st.lists(st.integers(0, 8), max_size=8))
+def test_however_a_run_is_cut_into_passes_it_sees_the_same_batches(passes):
+    """Epochs of 8 batches; a pass may be broken off, and the next goes on."""
+    loader = TrainingLoader(numbered(100), 12, seed=5)
+    whole = [batch for _ in range(8) for batch in take(loader, 8)]
+    assert [epoch for epoch, _ in whole] == [n // 8 for n in range(64)]
+    loader = TrainingLoader(numbered(100), 12, seed=5)
+    seen = [batch for count in passes for batch in take(loader, count)]
+    assert seen == whole[: sum(passes)]
+
+
+@given(handed_out=st.lists(st.integers(0, 8), max_size=6), world_size=st.integers(1, 3))
+def test_however_often_a_run_is_resumed_it_sees_the_same_batches(handed_out, world_size):
     """Also where another number of processes resumes than was interrupted."""
     loader = TrainingLoader(numbered(100), 12, seed=5)
-    loader.set_epoch(3)
-    whole = indices(loader)
-    batches = iter(loader)
-    for _ in range(handed_out):
-        next(batches)
-    state = loader.state_dict()
-    for _ in batches:
-        pass
-
-    parts = []
-    for rank in range(world_size):
-        resumed = TrainingLoader(numbered(100), 12, 5, rank, world_size)
-        resumed.load_state_dict(state if handed_out else {**state, "position": 0})
-        resumed.set_epoch(3)
-        assert len(resumed) == 8  # the length of the epoch, as Lightning wants it, not of the rest
-        parts.append(indices(resumed))
-        resumed.set_epoch(4)
-        assert len(indices(resumed)) == 8
-    rest = [sorted(i for share in shares for i in share) for shares in zip(*parts, strict=True)]
-    assert rest == [sorted(batch) for batch in whole[handed_out:]]
-
-
-def test_resuming_twice_within_an_epoch_is_like_once():
-    whole = indices(TrainingLoader(numbered(100), 12, seed=5))
+    whole = [sorted(index) for _ in range(6) for _, index in take(loader, 8)]
     state, seen = TrainingLoader(numbered(100), 12, seed=5).state_dict(), []
-    for _ in range(4):
-        loader = TrainingLoader(numbered(100), 12, seed=5)
-        loader.load_state_dict(state)
-        batches = iter(loader)
-        seen += [next(batches).index.tolist() for _ in range(2)]
-        state = loader.state_dict()
-    assert seen == whole
+    for count, world in zip(handed_out, [1, world_size] * 3, strict=False):
+        loaders = [TrainingLoader(numbered(100), 12, 5, 0, rank, world) for rank in range(world)]
+        for loader in loaders:
+            loader.load_state_dict(state)
+            assert len(loader) == 8  # the length of an epoch, as Lightning wants it, not of the rest
+        shares = [[index for _, index in take(loader, count)] for loader in loaders]
+        seen += [sorted(i for share in batch for i in share) for batch in zip(*shares, strict=True)]
+        assert all(loader.state_dict() == loaders[0].state_dict() for loader in loaders)
+        state = loaders[0].state_dict()
+    assert seen == whole[: sum(handed_out)]
 
 
 def test_a_position_in_another_order_is_refused():
@@ -131,11 +123,14 @@ def test_a_position_in_another_order_is_refused():
         TrainingLoader(numbered(100), 10, seed=5).load_state_dict(state)
     with pytest.raises(ValueError, match="seed=5, this run has seed=6"):
         TrainingLoader(numbered(100), 12, seed=6).load_state_dict(state)
-    TrainingLoader(numbered(100), 10, seed=6).load_state_dict({**state, "position": 10})  # of an epoch's end
+    indices(loader := TrainingLoader(numbered(100), 12, seed=5))
+    other = TrainingLoader(numbered(100), 10, seed=6)
+    other.load_state_dict(loader.state_dict())  # of an epoch's end
+    assert indices(other) == other.global_batches(1).tolist()
 
 
 def test_batches_that_cannot_be_made_are_refused():
     with pytest.raises(ValueError, match="cannot be shared equally by 3; use 9"):
-        TrainingLoader(numbered(100), 10, 0, rank=0, world_size=3)
-    with pytest.raises(ValueError, match="batch_size=200, but there are 100 training images"):
+        TrainingLoader(numbered(100), 10, 0, world_size=3)
+    with pytest.raises(ValueError, match="batch_size=200: wanted at most the 100 training images"):
         TrainingLoader(numbered(100), 200, 0)

@@ -98,6 +98,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.binarization, self.levels, self.horizontal_flips = binarization, levels, horizontal_flips
         self._images: dict[Split, Images] = {}
         self._final: dict[Split, Images] = {}
+        self._training_loader: TrainingLoader | EvaluationLoader
 
     @property
     @abstractmethod
@@ -176,17 +177,23 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return batch._replace(image=image)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches on the device; the trainer knows the stage and the epoch."""
-        assert self.trainer is not None
-        return self.augment(batch, self.trainer.current_epoch) if self.trainer.training else batch
+        """Augment training batches on the device, for the epoch that their loader is in."""
+        training = self.trainer is not None and self.trainer.training
+        return self.augment(batch, self._training_loader.epoch) if training else batch
 
     def _processes(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def train_dataloader(self) -> TrainingLoader:
-        shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return TrainingLoader(self.images("train"), self.batch_size, self.seed, *self._processes(), shuffle=shuffle)
+    def train_dataloader(self) -> TrainingLoader | EvaluationLoader:
+        images, position = self.images("train"), 0
+        if self.trainer is not None:
+            if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+                self._training_loader = EvaluationLoader(images, self.batch_size, *self._processes())
+                return self._training_loader
+            position = self.trainer.fit_loop.total_batch_idx + 1
+        self._training_loader = TrainingLoader(images, self.batch_size, self.seed, position, *self._processes())
+        return self._training_loader
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
         return self._evaluation_loader("val")

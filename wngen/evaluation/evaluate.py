@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,9 +98,7 @@ def evaluate(
     k = None if model.is_exact else importance_samples
     rows = _Rows()
     with _prepared(model, device) as home, _reported(progress, images) as advance:
-        # The importance-weighted bound takes few images at a time, so that progress shows within a batch too.
-        group = chunk if k is None else max(1, chunk // k)
-        forward_share = 1 if k is None else 1 / (1 + k)
+        forward_share = 1 / (1 + (k or 0))
         for batch in batches:
             rows.claim(batch.index, images)
             for x, y, index in _parts(batch, chunk, model, home):
@@ -107,7 +106,10 @@ def evaluate(
                 rows.put(index, "distortion_nats", bound.distortion_nats)
                 rows.put(index, "layer_kl_nats", bound.layer_kl_nats)
                 advance(len(index) * forward_share)
-            for x, y, index in _parts(batch, group, model, home) if k is not None else ():
+            if k is None:
+                continue
+            # Few images at a time where K is large, so that progress shows within a batch too.
+            for x, y, index in _parts(batch, max(1, chunk // k), model, home):
                 value = model.log_likelihood(x, y, k, noise=Noise(seed, index), chunk=chunk)
                 rows.put(index, "log_likelihood_nats", value)
                 advance(len(index) * (1 - forward_share))
@@ -192,7 +194,8 @@ def _prepared(model: LikelihoodModel, device: torch.device | str | None) -> Iter
     target = torch.device(device or before)
     training = {module: module.training for module in model.modules()}
     # Convolutions in TF32, torch's default on a GPU, would make float32 a name only.
-    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    gpu: Any = torch.backends.cudnn
+    cpu: Any = torch.backends.mkldnn
     operations = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]
     precisions = [operation.fp32_precision for operation in operations]
     try:

@@ -132,7 +132,7 @@ class Report:
     def rows(self) -> list[tuple[str, ...]]:
         """For each figure its title, nats with standard error, the interval, and both in bits per dimension."""
         single_layer = "kl_layer_2" not in self.nats  # whose KL is the rate
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for name, nats in self.nats.items():
             bits = self.bits_per_dim[name]
             if not (single_layer and name == "kl_layer_1"):

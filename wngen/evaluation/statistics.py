@@ -73,7 +73,7 @@ def estimate(figures: Mapping[str, NDArray[np.float64]], seed: int = 0) -> dict[
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    low, high = result.confidence_interval
+    interval = result.confidence_interval
     error = table.std(axis=1, ddof=1) / np.sqrt(n)
-    rows = zip(table.mean(axis=1), error, low, high, strict=True)
-    return {name: Estimate(*map(float, row)) for name, row in zip(figures, rows, strict=True)}
+    rows = np.stack([table.mean(axis=1), error, interval.low, interval.high], axis=1)
+    return {name: Estimate(*row) for name, row in zip(figures, rows.tolist(), strict=True)}

@@ -218,6 +218,11 @@ class WeightNormalized(nn.Module):
         self.set_length(norm)
         self.v.copy_(weight + self.weight_of_length((norm == 0).to(self.v.dtype)))
 
+    @property
+    def fan_ratio(self) -> float:
+        """fan_in / fan_out: the numbers of inputs that an output sees, and of outputs that see an input."""
+        raise NotImplementedError
+
     def per_unit(self, values: Tensor) -> Tensor:
         """Values of the output units `(out,)` in the shape of g."""
         return values.view_as(self.gain_parameter)
@@ -247,6 +252,10 @@ class WNLinear(WeightNormalized):
     ) -> None:
         super().__init__((out_features, in_features), (1,), out_features, bias, gain, init_scale, mask, device, dtype)
         self.in_features, self.out_features = in_features, out_features
+
+    @property
+    def fan_ratio(self) -> float:
+        return self.in_features / self.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in_features)` to `(..., out_features)`."""
@@ -313,6 +322,10 @@ class _WNConv(WeightNormalized):
         self.stride, self.dilation = _tuple(stride, self.rank), _tuple(dilation, self.rank)
         self.padding = padding if isinstance(padding, str) else _tuple(padding, self.rank)
         self.groups, self.padding_mode = groups, padding_mode
+
+    @property
+    def fan_ratio(self) -> float:
+        return self.in_channels / self.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_channels, ...)` to `(B, out_channels, ...)`."""
@@ -430,6 +443,11 @@ class WNConvTranspose2d(WeightNormalized):
         by_group = weight.unflatten(0, (self.groups, -1))
         norm = torch.linalg.vector_norm(by_group, dim=(1, 3, 4), dtype=_at_least_single(weight.dtype))
         return self.per_unit(norm.flatten())
+
+    @property
+    def fan_ratio(self) -> float:
+        # An output sees one in so many taps of the kernel as the stride has steps.
+        return math.prod(self.stride) * self.in_channels / self.out_channels
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """`(B, in_channels, H, W)` to `(B, out_channels, H', W')`.
