@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -42,10 +42,18 @@ def config_path(name_or_path: str) -> Path:
 
 
 class Arguments(ArgumentParser):
-    """A parser that explains a mistake in a line or two, and takes no abbreviations for options."""
+    """A parser that explains a mistake in a line or two, and takes no abbreviations for options.
+
+    Attributes:
+        command: what was typed, such as `wngen fit`; parsers of nested options, which jsonargparse makes, speak in
+            its name too.
+    """
+
+    command: ClassVar[str] = "wngen"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        Arguments.command = kwargs.get("prog", Arguments.command)
 
     def add_config(self) -> None:
         """Add `--config`, which takes a name or a path; see `with_config`."""
@@ -70,8 +78,8 @@ class Arguments(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, with the nearest right name, and exit with status 2."""
-        print(f"{self.prog}: error: {self.explain(message)}", file=sys.stderr)
-        print(f"`{self.prog} --help` lists what there is.", file=sys.stderr)
+        print(f"{self.command}: error: {self.explain(message)}", file=sys.stderr)
+        print(f"`{self.command} --help` lists what there is.", file=sys.stderr)
         sys.exit(2)
 
     def explain(self, message: str) -> str:

@@ -67,7 +67,7 @@ def load(where: Path | str, weights: Weights = "ema", device: torch.device | str
     content = _unpickle(path)
     state = {name.removeprefix(PREFIX): t for name, t in content["state_dict"].items() if name.startswith(PREFIX)}
     average = content.get("ema")
-    if weights == "ema" and not average:
+    if weights == "ema" and not (average and isinstance(average, dict)):
         raise ValueError(f"{path} holds no averaged weights (ema); load it with weights='raw'")
     return _build(_metadata_of(content, path), state, average if weights == "ema" else None, path).to(device)
 
@@ -113,6 +113,7 @@ def save_release(
         }
         model_card(model, folder.name, report).save(new / CARD)
         model.save_pretrained(new, config={**model.config, "wngen": about})
+        shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody but the owner read it
         if report is not None:
             report.write(new / REPORT)
         for name in (CARD, CONFIG, WEIGHTS):
@@ -123,7 +124,8 @@ def save_release(
         try:
             new.rename(folder)
         except OSError:
-            old.rename(folder)
+            if old.exists():
+                old.rename(folder)
             raise
 
 
@@ -175,7 +177,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint: {error}") from error
-    if not isinstance(content, dict) or not {"wngen", "state_dict"} <= content.keys():
+    if not isinstance(content, dict) or "wngen" not in content or not isinstance(content.get("state_dict"), dict):
         seen = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} was not written by wngen: wanted a dict with 'wngen' and 'state_dict', got {seen}")
     return content
@@ -194,7 +196,7 @@ def _read_config(folder: Path) -> Metadata:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         about = config.pop("wngen", {})
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as the configuration of a model: {error}") from error
     return _metadata_of({"wngen": {**about, "model": config}}, path)
 

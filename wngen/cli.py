@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import datetime
 from importlib import import_module
@@ -48,12 +50,20 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"wngen: error: no command {name!r}{nearest(name, COMMANDS)}; `wngen --help` lists them", file=sys.stderr)
         return 2
+    _quieten()
     try:
         COMMANDS[name](rest)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"wngen {name}: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says about itself, and torch to Lightning, so that what is said to the user stands out."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in ("Checkpoint directory .* exists", "`isinstance\\(treespec, LeafSpec\\)`", "The number of training batches"):
+        warnings.filterwarnings("ignore", message)
 
 
 def summary(function: Callable[..., Any]) -> str:
@@ -91,7 +101,8 @@ def fit(argv: list[str]) -> None:
     data = _build(options.data)
     model = _build(options.model, **data.spec.as_dict())
     training = Training(model, **options.training.as_dict())
-    trainer = _trainer(options.trainer.as_dict(), run, has_validation=True)
+    data.prepare_data()
+    trainer = _trainer(options.trainer.as_dict(), run, has_validation=data.size("val") > 0)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         options.run = options.resume = options.config = None
@@ -114,17 +125,20 @@ def _trainer(options: dict[str, Any], run: Path, has_validation: bool) -> pl.Tra
     best = ModelCheckpoint(
         dirpath=run,
         filename="best",
-        monitor="val/elbo_nats",
+        monitor="val/elbo_nats" if has_validation else None,
         mode="max",
         save_last=True,
         enable_version_counter=False,
     )
+    if not has_validation:
+        options["limit_val_batches"] = 0
     given = options["callbacks"] or []
     given = given if isinstance(given, list) else [given]
     bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=10)]
     options["callbacks"] = [*given, ImageGrids(), *bar, best]
     plugins = options["plugins"] or []
     options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+    options["enable_model_summary"] = options["enable_model_summary"] or False
     options["use_distributed_sampler"] = False  # the data module divides the images among processes itself
     options["default_root_dir"] = str(run)
     return pl.Trainer(**options)
@@ -217,12 +231,11 @@ def interpolate_command(argv: list[str]) -> None:
     batch = _images(model, data, options.split, 2 * options.count)
     a, b = batch.image.chunk(2)
     label = None if batch.label is None else batch.label[: options.count]  # of where the way starts
-    way = interpolate(model, a, b, options.steps, label)
+    ways = interpolate(model, a, b, options.steps, label)
     if Path(options.out).suffix == ".gif":
-        films = back_and_forth(way.unflatten(0, (options.count, options.steps)).transpose(0, 1))
-        save_gif([grid(frame, 256) for frame in films], options.out)
+        save_gif([grid(frame, 256) for frame in back_and_forth(ways.transpose(0, 1))], options.out)
     else:
-        save_png(grid(way, 256, columns=options.steps), options.out)
+        save_png(grid(ways.flatten(0, 1), 256, columns=options.steps), options.out)
     console.print(f"{options.count} ways of {options.steps} steps between images of the {options.split} split: {options.out}")
 
 

@@ -79,8 +79,8 @@ class Noise:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in the open interval (0, 1), `(B, *shape)` float32."""
         words = self._words(math.prod(shape))
-        # 24 bits, all that float32 resolves below 1; the half step keeps both ends out.
-        return ((words >> 8).float() + 0.5).mul_(2**-24).view(-1, *shape)
+        # 23 bits and a half step, which keeps both ends out, are all that float32 resolves: of 24 the last becomes 1.
+        return ((words >> 9).float() + 0.5).mul_(2**-23).view(len(self.index), *shape)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers by the Box-Muller transform, `(B, *shape)` float32."""
@@ -88,4 +88,4 @@ class Noise:
         radius_word, angle_word = self._words(2 * -(-count // 2)).chunk(2, dim=1)
         radius = ((radius_word.double() + 0.5) * 2**-32).log().mul(-2).sqrt().float()
         angle = angle_word.float() * (2 * math.pi * 2**-32)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].view(-1, *shape)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].view(len(self.index), *shape)

@@ -63,6 +63,26 @@ def test_grey_and_fewer_levels(tmp_path):
     assert np.array_equal(only(colour)[0].numpy(), np.stack([array] * 3))
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_8_bit_mode_is_read(tmp_path, mode):
+    """Through a TIFF, which stores all of them."""
+    grey = np.kron(np.array([[0, 255], [255, 0]], np.uint8), np.ones((3, 3), np.uint8))
+    Image.fromarray(grey).convert("RGB").convert("L" if mode == "LA" else mode).convert(mode).save(
+        tmp_path / "image.tif"
+    )
+    seen = only(ImageFolder(tmp_path, height=6, width=6, validation=0, test=0))[0]
+    assert np.abs(seen.numpy().astype(int) - grey).max() <= 1
+
+
+def test_transparency_is_ignored(tmp_path):
+    image = Image.fromarray(noise(6, 6)).convert("P")
+    image.save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    with Image.open(tmp_path / "palette.png") as opened:
+        assert isinstance(opened.info["transparency"], bytes)
+    seen = only(ImageFolder(tmp_path, height=6, width=6, channels=1, validation=0, test=0))[0, 0]
+    assert np.array_equal(seen.numpy(), noise(6, 6))
+
+
 def test_a_photograph_is_turned_the_way_it_says(tmp_path):
     array = noise(6, 4, 3)
     exif = Image.Exif()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wngen.data.images import Images, derived_seed, reduce_levels, unit_hash
@@ -27,6 +27,7 @@ def test_no_more_can_be_held_out_than_there_is(last):
         images(10).hold_out(last)
 
 
+@settings(max_examples=30)
 @given(count=st.integers(20, 200), validation=st.floats(0, 0.4), test=st.floats(0, 0.4))
 def test_a_division_is_complete_and_disjoint(count, validation, test):
     splits = images(count).divide(unit_hash(map(str, range(count))), validation, test)

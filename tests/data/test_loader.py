@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wngen.data import EvaluationLoader, Images, TrainingLoader
@@ -86,6 +86,7 @@ def take(loader: TrainingLoader, count: int) -> list[tuple[int, list[int]]]:
     return [(loader.epoch, batch.index.tolist()) for _, batch in zip(range(count), loader, strict=False)]
 
 
+@settings(max_examples=30)
 @given(passes=st.lists(st.integers(0, 8), max_size=8))
 def test_however_a_run_is_cut_into_passes_it_sees_the_same_batches(passes):
     """Epochs of 8 batches; a pass may be broken off, and the next goes on."""
@@ -97,6 +98,7 @@ def test_however_a_run_is_cut_into_passes_it_sees_the_same_batches(passes):
     assert seen == whole[: sum(passes)]
 
 
+@settings(max_examples=30)
 @given(handed_out=st.lists(st.integers(0, 8), max_size=6), world_size=st.integers(1, 3))
 def test_however_often_a_run_is_resumed_it_sees_the_same_batches(handed_out, world_size):
     """Also where another number of processes resumes than was interrupted."""

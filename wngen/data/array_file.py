@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wngen.data.datamodule import CHUNK, Binarization, ImageDataModule
+from wngen.data.datamodule import CHUNK, GreyBinarization, ImageDataModule
 from wngen.data.images import Images, Split, derived_seed
 from wngen.noise import Noise
 
@@ -50,7 +50,7 @@ class ArrayFile(ImageDataModule):
         self,
         path: str | Path,
         levels: int = 256,
-        binarization: Binarization = "none",
+        binarization: GreyBinarization = "none",
         layout: Layout = "auto",
         validation: float = 0.1,
         test: float = 0.1,

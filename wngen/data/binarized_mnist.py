@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from wngen.data.datamodule import Binarization
+from wngen.data.datamodule import ImageDataModule
 from wngen.data.images import Images, Split
 from wngen.data.mnist import MNIST
 
@@ -18,7 +19,7 @@ STATIC_BYTES = 2295919
 STATIC_SHA256 = "50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5"
 
 
-class BinarizedMNIST(MNIST):
+class BinarizedMNIST(ImageDataModule):
     """Handwritten digits in black and white: 28x28, 50,000 to train on, 10,000 to validate and 10,000 to test.
 
     The three binarizations are three data sets: figures on one and on another cannot be compared.
@@ -48,27 +49,31 @@ class BinarizedMNIST(MNIST):
         self,
         root: str | Path | None = None,
         validation: int = 10_000,
-        binarization: Binarization = "static",
+        binarization: Literal["static", "dynamic", "threshold"] = "static",
         batch_size: int = 128,
         seed: int = 0,
         evaluation_seed: int = 0,
     ) -> None:
-        super().__init__(
-            root, validation, binarization, batch_size=batch_size, seed=seed, evaluation_seed=evaluation_seed
-        )
+        super().__init__(batch_size, seed, evaluation_seed, binarization)
+        self.root = None if root is None else str(root)
+        self.validation = validation
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, 28, 28
 
     @property
     def num_classes(self) -> int | None:
-        return None if self.binarization == "static" else super().num_classes
+        return None if self.binarization == "static" else 10
 
     def prepare_data(self) -> None:
         """Download MNIST if it is wanted and missing."""
         if self.binarization != "static":
-            super().prepare_data()
+            MNIST(self.root).prepare_data()
 
     def load(self) -> dict[Split, Images]:
         if self.binarization != "static":
-            return super().load()
+            return MNIST(self.root, self.validation).load()
         packed = STATIC.read_bytes()
         digest = hashlib.sha256(packed).hexdigest()
         if digest != STATIC_SHA256:

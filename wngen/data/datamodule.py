@@ -17,7 +17,8 @@ from wngen.data.loader import EvaluationLoader, TrainingLoader
 from wngen.image import Batch, ImageSpec
 from wngen.noise import Noise
 
-Binarization = Literal["none", "static", "dynamic", "threshold"]
+GreyBinarization = Literal["none", "dynamic", "threshold"]
+Binarization = Literal["static"] | GreyBinarization
 
 CHUNK = 1024  # images handled at once where all of a split are gone through
 

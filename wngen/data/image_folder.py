@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from wngen.data.datamodule import Binarization, ImageDataModule
+from wngen.data.datamodule import GreyBinarization, ImageDataModule
 from wngen.data.images import Images, Split, reduce_levels, unit_hash
 
-EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 class ImageFolder(ImageDataModule):
@@ -50,7 +50,7 @@ class ImageFolder(ImageDataModule):
         width: int,
         channels: Literal[1, 3] = 3,
         levels: int = 256,
-        binarization: Binarization = "none",
+        binarization: GreyBinarization = "none",
         validation: float = 0.1,
         test: float = 0.1,
         horizontal_flips: bool = False,
@@ -96,13 +96,13 @@ class ImageFolder(ImageDataModule):
             with Image.open(file) as opened:
                 mode, image = opened.mode, ImageOps.exif_transpose(opened)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            size = file.stat().st_size
-            what = (
-                "is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else f"is damaged: {error}"
-            )
-            raise ValueError(f"{file} ({size} bytes) {what}; repair or remove it") from error
+            unknown = isinstance(error, UnidentifiedImageError)
+            what = "is no image that Pillow knows" if unknown else f"is damaged: {error}"
+            raise ValueError(f"{file} ({file.stat().st_size} bytes) {what}; repair or remove it") from error
         if mode not in EIGHT_BIT_MODES:
             raise ValueError(f"{file} has pixels of mode {mode}, wanted 8 bits; convert it first")
+        if "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns where it goes straight to a mode without
         image = image.convert("L" if self.channels == 1 else "RGB")
         fitted = ImageOps.fit(image, (self.width, self.height), Image.Resampling.LANCZOS)
         return np.asarray(fitted).reshape(self.height, self.width, self.channels)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torchvision import datasets
 
-from wngen.data.datamodule import Binarization, ImageDataModule
+from wngen.data.datamodule import GreyBinarization, ImageDataModule
 from wngen.data.download import check_files, data_root, download
 from wngen.data.images import Images, Split, reduce_levels
 
@@ -45,7 +45,7 @@ class MNIST(ImageDataModule):
         self,
         root: str | Path | None = None,
         validation: int = 10_000,
-        binarization: Binarization = "none",
+        binarization: GreyBinarization = "none",
         levels: int = 256,
         batch_size: int = 128,
         seed: int = 0,

@@ -60,7 +60,8 @@ def _markdown(report: Report) -> str:
 def _results(report: Report) -> list[EvalResult]:
     """The bounds as entries of a model index, each with the protocol that makes it comparable."""
     data, protocol = report.protocol["data"], report.protocol
-    stated = ("weights", "dtype", "seed", "importance_samples", "images", "weights_sha256")
+    stated = {key: protocol[key] for key in ("weights", "weights_sha256", "dtype", "seed", "images")}
+    samples = {"elbo": {}, "log_likelihood": {"importance_samples": protocol["importance_samples"]}}
     units = {"nats": report.nats, "bits_per_dim": report.bits_per_dim}
     return [
         EvalResult(
@@ -71,9 +72,9 @@ def _results(report: Report) -> list[EvalResult]:
             metric_type=f"{figure}_{unit}",
             metric_name=f"{report.title(figure)}, {unit.replace('_', ' ')}",
             metric_value=round(figures[figure].mean, 6),
-            metric_args={key: protocol[key] for key in stated} | {"standard_error": figures[figure].standard_error},
+            metric_args={**stated, **more, "standard_error": round(figures[figure].standard_error, 6)},
         )
-        for figure in ("elbo", "log_likelihood")
+        for figure, more in samples.items()
         for unit, figures in units.items()
         if figure in figures
     ]

@@ -123,7 +123,7 @@ def evaluate(
         is_exact=model.is_exact,
         importance_samples=k,
         seed=seed,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(_first_weight(model).dtype).removeprefix("torch."),
         device=_name(home),
         wall_seconds=time.perf_counter() - started,
     )
@@ -190,7 +190,7 @@ def _parts(
 @contextmanager
 def _prepared(model: LikelihoodModel, device: torch.device | str | None) -> Iterator[torch.device]:
     """The model in eval mode on the device, everything in the precision of its weights; afterwards all as before."""
-    before = next(model.parameters()).device
+    before = _first_weight(model).device
     target = torch.device(device or before)
     training = {module: module.training for module in model.modules()}
     # Convolutions in TF32, torch's default on a GPU, would make float32 a name only.
@@ -242,6 +242,10 @@ def _reported(progress: bool | FractionDone, images: int) -> Iterator[Callable[[
             yield lambda more: bar.advance(task, more)
     else:
         yield lambda more: None
+
+
+def _first_weight(model: LikelihoodModel) -> Tensor:
+    return next(weight for weight in model.state_dict().values() if weight.is_floating_point())
 
 
 def _name(device: torch.device) -> str:

@@ -40,11 +40,24 @@ def read_curves(metrics: Path | str) -> dict[str, Curve]:
 
 
 def draw_curves(metrics: Path | str, path: Path | str) -> None:
-    """Draw the learning curves of a run: bound, distortion and rate, learning rate, against steps and epochs.
+    """Write the picture of `learning_curves` as PNG, making its folder if there is none.
+
+    Args:
+        metrics: the run's `metrics.csv`.
+        path: of the PNG.
+
+    Raises:
+        ValueError: `metrics` cannot be read, or has no bound in it.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    learning_curves(metrics).savefig(path, dpi=130, format="png")
+
+
+def learning_curves(metrics: Path | str) -> Figure:
+    """The bound, its distortion and rate, and the learning rate of a run against steps and epochs.
 
     Args:
         metrics: the run's `metrics.csv`, with columns such as `train/elbo_nats` and `val/rate_nats`.
-        path: of the PNG.
 
     Raises:
         ValueError: `metrics` cannot be read, or has no bound in it.
@@ -53,7 +66,7 @@ def draw_curves(metrics: Path | str, path: Path | str) -> None:
     if not {"train/elbo_nats", "val/elbo_nats"} & curves.keys():
         raise ValueError(f"{metrics} has neither train/elbo_nats nor val/elbo_nats; it has {', '.join(curves)}")
     figure = Figure(figsize=(8, 10), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # without pyplot, which would choose a backend for the whole process
     *panels, learning_rate = figure.subplots(len(PANELS) + 1, sharex=True, height_ratios=(3, 2, 2, 1.2))
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
         _draw_both(axes, curves.get(f"train/{name}"), curves.get(f"val/{name}"))
@@ -72,8 +85,7 @@ def draw_curves(metrics: Path | str, path: Path | str) -> None:
         scale = panels[0].secondary_xaxis("top", functions=(lambda x: x / per_epoch, lambda x: x * per_epoch))
         scale.set_xlabel("epochs")
     figure.align_ylabels()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, format="png")
+    return figure
 
 
 def _draw_both(axes: Axes, train: Curve | None, val: Curve | None) -> None:

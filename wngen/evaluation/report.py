@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from torch import nn
@@ -78,7 +79,7 @@ class Report:
         per_nat = model.spec.bits_per_dim(1.0)
         gains = ("elbo", "log_likelihood")
         return cls(
-            model=model.config,
+            model=json.loads(json.dumps(model.config)),  # tuples become the lists that they are once read back
             nats=nats,
             bits_per_dim={name: e.times(-per_nat if name in gains else per_nat) for name, e in nats.items()},
             protocol={
@@ -152,19 +153,19 @@ class Report:
         if name != "log_likelihood":
             return {"elbo": "ELBO"}.get(name, name.replace("kl_layer_", "KL of layer "))
         k = self.protocol["importance_samples"]
-        return "log-likelihood (exact)" if k is None else f"importance-weighted bound, K = {k:,}"
+        return "log-likelihood (exact)" if k is None else f"importance-weighted, K = {k:,}"
 
     @property
     def data_line(self) -> str:
         """What the images were, in a few words."""
-        data = self.protocol["data"]
-        words = [data.get("name", "images"), data.get("split", "")]
+        data, n = self.protocol["data"], self.protocol["images"]
+        of = data.get("split_images", n)
         binarization = data.get("binarization", "none")
-        drawn = "" if data.get("seed") is None else f" (seed {data['seed']})"
         parts = [
-            " ".join(word for word in words if word),
-            "" if binarization == "none" else f"{binarization} binarization{drawn}",
-            f"{self.protocol['images']:,} images",
+            f"{data.get('name', 'images')} {data.get('split', '')}".strip(),
+            "" if binarization == "none" else f"{binarization} binarization",
+            f"{n:,} images" if of == n else f"{n:,} of {of:,} images",
+            "" if data.get("seed") is None else f"drawn with seed {data['seed']}",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -182,13 +183,23 @@ class Report:
         )
 
     def __rich__(self) -> RenderableType:
-        """The figures as a table, with the protocol below it."""
-        table = Table(title=f"{self.model['model']} on {self.data_line}", title_justify="left", caption_justify="left")
-        table.caption = self.protocol_line
-        for i, heading in enumerate(self.headings):
-            table.add_column(heading, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
+        """The figures as a table that fits a terminal of 80 columns, with the protocol below it."""
+        table = Table(
+            title=f"{self.model['model']} on {self.data_line}",
+            title_justify="left",
+            caption=self.protocol_line,
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        _, nats, interval, bits, _ = self.headings
+        table.add_column()
+        table.add_column("mean", justify="right", no_wrap=True)
+        table.add_column(interval, justify="right", no_wrap=True)
+        table.add_column()
+        for title, *cells in self.rows:
+            table.add_row(
+                title.replace(", ", ",\n"), f"{cells[0]}\n{cells[2]}", f"{cells[1]}\n{cells[3]}", f"{nats}\n{bits}"
+            )
         return table
 
 

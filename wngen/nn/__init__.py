@@ -2,7 +2,8 @@
 
 from wngen.nn.activations import concat_elu, elu
 from wngen.nn.blocks import GatedResidualBlock, ResidualBlock
-from wngen.nn.init import data_dependent_init
+from wngen.nn.convert import fold, from_torch_state_dict, to_torch_state_dict, weight_norm
+from wngen.nn.init import data_dependent_init, data_free_init
 from wngen.nn.layers import (
     MaskedWNConv2d,
     MaskedWNLinear,
@@ -12,23 +13,37 @@ from wngen.nn.layers import (
     WNConv3d,
     WNConvTranspose2d,
     WNLinear,
+    normalize,
 )
 from wngen.nn.masks import made_degrees, made_mask
+from wngen.nn.norm import MeanOnlyBatchNorm
+from wngen.nn.recurrent import WNGRU, WNLSTM, WNGRUCell, WNLSTMCell
 
 __all__ = [
+    "WNGRU",
+    "WNLSTM",
     "GatedResidualBlock",
     "MaskedWNConv2d",
     "MaskedWNLinear",
+    "MeanOnlyBatchNorm",
     "ResidualBlock",
     "WNConv1d",
     "WNConv2d",
     "WNConv3d",
     "WNConvTranspose2d",
+    "WNGRUCell",
+    "WNLSTMCell",
     "WNLinear",
     "WeightNormalized",
     "concat_elu",
     "data_dependent_init",
+    "data_free_init",
     "elu",
+    "fold",
+    "from_torch_state_dict",
     "made_degrees",
     "made_mask",
+    "normalize",
+    "to_torch_state_dict",
+    "weight_norm",
 ]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wngen.nn.tracing import being_traced
+
 
 class _FastELU(torch.autograd.Function):
     """exp(x) - 1 in single precision stands for expm1, which torch evaluates one element at a time on CPUs."""
@@ -25,7 +27,7 @@ class _FastELU(torch.autograd.Function):
 
 def elu(x: Tensor) -> Tensor:
     """x where positive, exp(x) - 1 elsewhere (Clevert et al., 2016); on a CPU several times faster than torch's."""
-    return _FastELU.apply(x) if x.device.type == "cpu" else F.elu(x)
+    return _FastELU.apply(x) if x.device.type == "cpu" and not being_traced() else F.elu(x)
 
 
 def concat_elu(x: Tensor) -> Tensor:

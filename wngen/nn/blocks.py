@@ -70,9 +70,18 @@ class GatedResidualBlock(nn.Module):
             nn.init.normal_(self.label.weight, std=0.05)
 
     def forward(self, x: Tensor, aux: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """`(B, C, H, W)` to the same, with `aux` `(B, aux_channels, H, W)` and classes `y` `(B,)`."""
+        """`(B, C, H, W)` to the same, with `aux` `(B, aux_channels, H, W)` and classes `y` `(B,)`.
+
+        Raises:
+            ValueError: `aux` or `y` missing, or given to a block built without.
+        """
+        if (aux is None) != (self.aux is None) or (y is None) != (self.label is None):
+            raise ValueError(
+                f"the block wants {'an' if self.aux else 'no'} aux input and {'' if self.label else 'no '}classes y, "
+                f"got {'none' if aux is None else 'one'} and {'none' if y is None else 'some'}"
+            )
         h = self.first(self.activation(x))
-        if self.aux is not None:
+        if self.aux is not None and aux is not None:
             h = h + self.aux(self.activation(aux))
         h = self.second(self.dropout(self.activation(h)))
         if self.label is not None:

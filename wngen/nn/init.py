@@ -47,7 +47,7 @@ def data_dependent_init(model: nn.Module, *inputs: Any, **kwargs: Any) -> list[s
     Raises:
         ValueError: the outputs of a layer are not all finite.
     """
-    layers = {
+    layers: dict[nn.Module, str] = {
         layer: name
         for name, layer in model.named_modules()
         if isinstance(layer, (WeightNormalized, MeanOnlyBatchNorm, *PLAIN_LAYERS))

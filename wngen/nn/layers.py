@@ -50,8 +50,8 @@ def _all_but_first(v: Tensor) -> tuple[int, ...]:
 
 def _norm_or_infinity(v: Tensor, dims: tuple[int, ...]) -> Tensor:
     """||v|| over `dims`, which are kept; infinity for a row of zeros, so that what is divided by it vanishes."""
-    norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-    return norm.masked_fill(norm == 0, math.inf)
+    square = v.square().sum(dims, keepdim=True)  # vector_norm's second derivative is NaN at 0
+    return square.masked_fill(square == 0, math.inf).sqrt()
 
 
 class _Normalize(torch.autograd.Function):

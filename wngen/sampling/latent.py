@@ -48,7 +48,8 @@ def reconstruct(
 def interpolate(model: LikelihoodModel, a: Tensor, b: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
     """The images on the straight way between the posterior centres of two images.
 
-    For a strip, lay them out with `grid(..., levels=256, columns=steps)`; for an animation, `back_and_forth`.
+    For strips, lay them out by `grid(ways.flatten(0, 1), levels=256, columns=steps)`; for an animation, make a grid of
+    each frame of `back_and_forth(ways.transpose(0, 1))`.
 
     Args:
         model: one with latent variables.
@@ -74,9 +75,9 @@ def interpolate(model: LikelihoodModel, a: Tensor, b: Tensor, steps: int, y: Ten
     return torch.stack(images, dim=1)
 
 
-def back_and_forth(images: Tensor) -> Tensor:
-    """`(B, steps, ...)` images followed by their way back, without the ends twice: a loop of 2 steps - 2."""
-    return torch.cat([images, images[:, 1:-1].flip(1)], dim=1)
+def back_and_forth(frames: Tensor) -> Tensor:
+    """`(steps, ...)` frames followed by their way back, without the ends twice: a loop of 2 steps - 2."""
+    return torch.cat([frames, frames[1:-1].flip(0)])
 
 
 def _latent(model: LikelihoodModel) -> LatentVariableModel:

@@ -105,7 +105,7 @@ class Training(pl.LightningModule):
     def initialize(self, batch: Batch) -> None:
         """Data-dependent init from a batch that must be the same in every process; a second call does nothing."""
         noise = Noise(self.options["seed"], batch.index)
-        data_dependent_init(self.model, batch.image, batch.label, noise=noise)
+        data_dependent_init(self.model, batch.image, self._label(batch), noise=noise)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.options
@@ -124,7 +124,7 @@ class Training(pl.LightningModule):
 
     def forward(self, batch: Batch, draw: int = 0) -> Bound:
         """The bound of a batch, under its `draw`-th noise."""
-        return self.model(batch.image, batch.label, noise=Noise(self.options["seed"], batch.index, draw))
+        return self.model(batch.image, self._label(batch), noise=Noise(self.options["seed"], batch.index, draw))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         bound = self(batch, draw=self.global_step + 1)
@@ -142,6 +142,10 @@ class Training(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._log_bound("test", self(batch))
+
+    def _label(self, batch: Batch) -> Tensor | None:
+        """The classes, for a model that is conditioned on them."""
+        return None if self.model.num_classes is None else batch.label
 
     def _average_over_processes(self, mean: Tensor) -> Tensor:
         return self.all_gather(mean).mean(dim=0) if self.trainer.world_size > 1 else mean

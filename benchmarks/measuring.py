@@ -1,0 +1,89 @@
+"""What the benchmarks share: timing in turns, and a record of what was measured, and on what."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Clock = Literal["wall", "cpu"]
+Name = TypeVar("Name", bound=Hashable)
+
+
+def interleaved(
+    calls: Mapping[Name, Callable[[], object]], rounds: int, warmup: int = 3, clock: Clock = "wall"
+) -> dict[Name, list[float]]:
+    """Seconds of each call in each round.
+
+    The calls take turns, and each round begins with another one, so that whatever else the machine does hits all
+    of them alike.
+
+    Args:
+        calls: by name.
+        rounds: how often each is timed.
+        warmup: rounds before that, which do not count.
+        clock: `cpu` is the processor's time, of all threads together: on a machine where others run too, with one
+            thread, what a call would take by itself, but for caches and memory that are shared.
+    """
+    names = list(calls)
+    now = time.perf_counter if clock == "wall" else time.process_time
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = now()
+            calls[name]()
+            if turn >= warmup:
+                seconds[name].append(now() - started)
+    return seconds
+
+
+def overhead_percent(seconds: list[float], reference: list[float]) -> dict[str, float]:
+    """How much longer a call takes than a reference: median and quartiles over the rounds, each compared in itself."""
+    ratios = [100 * (a / b - 1) for a, b in zip(seconds, reference, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"median": median, "low_quartile": low, "high_quartile": high}
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and software of this process, as JSON."""
+    import torch  # here, so that a process that only starts others stays small
+
+    return {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bf16_instructions": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),  # of the last minute: what else was running
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "wngen": version("wngen"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, by way of a file beside it, so that the old one stays whole until the new one is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,212 @@
+"""A report keeps figures and protocol, and shows them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from wngen.evaluation import Evaluation, Report, weights_sha256
+from wngen.evaluation.card import model_card
+from wngen.models import ConvVAE
+
+DATA: dict[str, Any] = {
+    "name": "BinarizedMNIST",
+    "split": "test",
+    "images": 500,
+    "split_images": 10_000,
+    "binarization": "static",
+    "seed": 3,
+    "sha256": "ab" * 32,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> ConvVAE:
+    torch.manual_seed(0)
+    return ConvVAE(1, 8, 8, 2, latent_dim=3, widths=(4,), blocks=1, hidden=8, iaf_width=8)
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    rng = np.random.default_rng(0)
+    return Evaluation(
+        index=np.arange(500),
+        distortion_nats=rng.normal(60, 20, 500),
+        layer_kl_nats=rng.gamma(20, 0.5, (500, 2)),
+        log_likelihood_nats=rng.normal(-75, 20, 500),
+        is_exact=False,
+        importance_samples=5000,
+        seed=11,
+        dtype="float32",
+        device="cpu",
+        wall_seconds=12.5,
+    )
+
+
+def show(report: Report, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(report)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_figures_in_both_units(model: ConvVAE, evaluation: Evaluation):
+    report = Report.of(evaluation, model, DATA, "ema")
+    assert list(report.nats) == ["elbo", "distortion", "rate", "kl_layer_1", "kl_layer_2", "log_likelihood"]
+    assert report.nats["elbo"].mean == pytest.approx(evaluation.elbo_nats.mean(), rel=1e-12)
+    assert report.nats["kl_layer_2"].mean == pytest.approx(evaluation.layer_kl_nats[:, 1].mean(), rel=1e-12)
+    dims = 64 * math.log(2)
+    for name in ("elbo", "log_likelihood"):
+        nats, bits = report.nats[name], report.bits_per_dim[name]
+        assert nats.low < nats.mean < nats.high < 0 < bits.low < bits.mean < bits.high
+        assert (bits.mean, bits.low) == pytest.approx((-nats.mean / dims, -nats.high / dims), rel=1e-12)
+        assert bits.standard_error == pytest.approx(nats.standard_error / dims, rel=1e-12)
+    assert report.bits_per_dim["rate"].mean == pytest.approx(report.nats["rate"].mean / dims, rel=1e-12)
+
+
+def test_the_protocol_is_complete(model: ConvVAE, evaluation: Evaluation):
+    report = Report.of(evaluation, model, DATA, "raw")
+    assert report.model == {**model.config, "widths": [4]}
+    assert report.schema == 1
+    stated = {
+        "data": DATA,
+        "images": 500,
+        "weights": "raw",
+        "weights_sha256": weights_sha256(model),
+        "dtype": "float32",
+        "seed": 11,
+        "estimator": "importance-weighted",
+        "importance_samples": 5000,
+        "confidence": 0.95,
+        "device": "cpu",
+        "wall_seconds": 12.5,
+    }
+    assert stated.items() <= report.protocol.items()
+    assert report.protocol["versions"]["torch"] == torch.__version__
+    assert report.protocol["versions"]["wngen"]
+
+
+def test_round_trip(model: ConvVAE, evaluation: Evaluation, tmp_path: Path):
+    report = Report.of(evaluation, model, DATA, "ema")
+    report.write(tmp_path / "report.json")
+    assert Report.read(tmp_path / "report.json") == report
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["schema"] == 1
+    assert content["nats"]["elbo"].keys() == {"mean", "standard_error", "low", "high"}
+
+
+def test_a_failed_write_leaves_the_old_report(model: ConvVAE, evaluation: Evaluation, tmp_path: Path):
+    path = tmp_path / "report.json"
+    report = Report.of(evaluation, model, DATA, "ema")
+    report.write(path)
+    with pytest.raises(TypeError):
+        replace(report, protocol={**report.protocol, "data": {"sha256": object()}}).write(path)
+    assert Report.read(path) == report
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path):
+    path = tmp_path / "report.json"
+    for text, complaint in (
+        ("{", "Expecting"),
+        ("[]", "not a report"),
+        ('{"schema": 99}', "schema 99, this version of wngen reads 1"),
+        ('{"schema": 1, "nats": {"elbo": {"mean": 1}}}', "standard_error"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=complaint) as error:
+            Report.read(path)
+        assert str(path) in str(error.value)
+
+
+def test_another_number_of_images_is_refused(model: ConvVAE, evaluation: Evaluation):
+    with pytest.raises(ValueError, match="500 images were evaluated, but the data's protocol says 10000"):
+        Report.of(evaluation, model, {**DATA, "images": 10_000}, "ema")
+
+
+def test_the_table_shows_figures_and_protocol(model: ConvVAE, evaluation: Evaluation):
+    report = Report.of(evaluation, model, DATA, "ema")
+    text = show(report)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    for title, name in (("ELBO", "elbo"), ("KL of layer 2", "kl_layer_2"), ("importance-weighted,", "log_likelihood")):
+        (first,) = [i for i, line in enumerate(lines) if title in line]
+        nats, bits = report.nats[name], report.bits_per_dim[name]
+        assert f"{nats.mean:.2f} ± {nats.standard_error:.2f}" in lines[first]
+        assert f"{nats.low:.2f} to {nats.high:.2f}" in lines[first]
+        assert f"{bits.mean:.4f} ± {bits.standard_error:.4f}" in lines[first + 1]
+        assert f"{bits.low:.4f} to {bits.high:.4f}" in lines[first + 1]
+    assert "K = 5,000" in lines[first + 1]
+    for words in ("ConvVAE on BinarizedMNIST test", "static binarization", "500 of 10,000 images", "drawn with seed 3"):
+        assert words in " ".join(text.split())
+    for words in ("EMA weights", "float32", "noise seed 11", weights_sha256(model)[:12], "abababababab"):
+        assert words in " ".join(text.split())
+
+
+def test_the_rate_is_not_shown_twice(model: ConvVAE, evaluation: Evaluation):
+    single = replace(evaluation, layer_kl_nats=evaluation.layer_kl_nats[:, :1], log_likelihood_nats=None)
+    single = replace(single, importance_samples=None)
+    report = Report.of(single, model, DATA, "ema")
+    assert report.nats["kl_layer_1"] == report.nats["rate"]
+    assert [row[0] for row in report.rows] == ["ELBO", "distortion", "rate"]
+    assert report.protocol["estimator"] == "elbo"
+
+
+def test_an_exact_model_has_one_figure(model: ConvVAE, evaluation: Evaluation):
+    exact = replace(
+        evaluation,
+        is_exact=True,
+        importance_samples=None,
+        layer_kl_nats=np.zeros((500, 0)),
+        log_likelihood_nats=-evaluation.distortion_nats,
+    )
+    report = Report.of(exact, model, DATA, "ema")
+    assert [row[0] for row in report.rows] == ["log-likelihood (exact)"]
+    assert report.protocol["estimator"] == "exact"
+
+
+def test_the_hash_is_of_names_shapes_and_bytes(model: ConvVAE):
+    layer = torch.nn.Linear(2, 1)
+    expected = hashlib.sha256()
+    for name, tensor in (("bias", layer.bias), ("weight", layer.weight)):
+        expected.update(f"{name} torch.float32 {tuple(tensor.shape)}\n".encode())
+        expected.update(tensor.detach().numpy().tobytes())
+    assert weights_sha256(layer) == expected.hexdigest()
+    before = weights_sha256(model)
+    with torch.no_grad():
+        weight = next(model.parameters())
+        weight.view(-1)[0] += 1e-6
+        assert weights_sha256(model) != before
+        weight.view(-1)[0] -= 1e-6
+
+
+def test_the_card_holds_the_figures(model: ConvVAE, evaluation: Evaluation):
+    report = Report.of(evaluation, model, DATA, "ema")
+    card = model_card(model, "conv-vae", report)
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert results.keys() == {"elbo_nats", "elbo_bits_per_dim", "log_likelihood_nats", "log_likelihood_bits_per_dim"}
+    bound = results["log_likelihood_nats"]
+    assert bound.metric_value == pytest.approx(report.nats["log_likelihood"].mean, abs=1e-6)
+    assert bound.metric_args["importance_samples"] == 5000
+    assert "importance_samples" not in results["elbo_nats"].metric_args
+    assert (bound.dataset_split, bound.dataset_type) == ("test", "binarizedmnist")
+    assert "static binarization" in bound.dataset_name
+    for row in report.rows:
+        assert f"| {' | '.join(row)} |" in card.text
+    assert 'wngen.load("conv-vae")' in card.text
+    assert "# conv-vae" in card.text
+
+
+def test_a_card_without_a_report_claims_nothing(model: ConvVAE):
+    card = model_card(model, "conv-vae")
+    assert card.data.eval_results is None
+    assert "nats" not in card.text

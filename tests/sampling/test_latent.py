@@ -1,0 +1,106 @@
+"""Reconstructions and interpolations are the decoder's means at the posterior's centres."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from wngen.image import ImageSpec
+from wngen.model import LikelihoodModel
+from wngen.models import ConvVAE
+from wngen.sampling import back_and_forth, interpolate, reconstruct
+from wngen.sampling.grids import GAP
+
+HEIGHT, WIDTH = 6, 5
+
+
+def model(levels: int = 2, num_classes: int | None = None) -> ConvVAE:
+    small = {"latent_dim": 3, "widths": (4,), "blocks": 1, "hidden": 8, "iaf_width": 8}
+    return ConvVAE(1, HEIGHT, WIDTH, levels, num_classes=num_classes, **small).eval()  # type: ignore[arg-type]
+
+
+def images(n: int, levels: int = 2) -> Tensor:
+    return torch.randint(levels, (n, 1, HEIGHT, WIDTH), dtype=torch.uint8)
+
+
+def tile(picture: Tensor, row: int, column: int) -> Tensor:
+    top, left = row * (HEIGHT + GAP) + GAP, column * (WIDTH + GAP) + GAP
+    return picture[top : top + HEIGHT, left : left + WIDTH, 0]
+
+
+@torch.no_grad()
+def means(vae: ConvVAE, z: Tensor, y: Tensor | None = None) -> Tensor:
+    levels = vae.spec.levels
+    return (vae.decode(z, y).mean * 255 / (levels - 1)).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+def test_a_reconstruction_lies_below_its_image(levels: int):
+    vae, x = model(levels), images(5, levels)
+    with torch.no_grad():
+        expected = means(vae, vae.represent(x))
+    picture = reconstruct(vae, x, columns=3, scale=1)
+    assert picture.shape == (4 * (HEIGHT + GAP) + GAP, 3 * (WIDTH + GAP) + GAP, 1)
+    for i in range(5):
+        assert torch.equal(tile(picture, 2 * (i // 3), i % 3), x[i, 0] * (255 // (levels - 1)))
+        assert torch.equal(tile(picture, 2 * (i // 3) + 1, i % 3), expected[i, 0])
+
+
+def test_the_way_leads_straight_from_one_centre_to_the_other():
+    vae, a, b = model(), images(4), images(4)
+    way = interpolate(vae, a, b, steps=5)
+    assert way.shape == (4, 5, 1, HEIGHT, WIDTH)
+    with torch.no_grad():
+        start, end = vae.represent(a), vae.represent(b)
+    for i in range(5):
+        expected = means(vae, start + (end - start) * i / 4)
+        assert (way[:, i].int() - expected.int()).abs().max() <= 1  # a mean that lies half-way may round either way
+    assert torch.equal(way[:, 0], means(vae, start))
+    assert torch.equal(way[:, -1], means(vae, end))
+    assert not torch.equal(way[:, 0], way[:, -1])
+
+
+def test_there_and_back_makes_a_loop():
+    frames = torch.arange(8).view(4, 2)
+    assert back_and_forth(frames)[:, 0].tolist() == [0, 2, 4, 6, 4, 2]
+    assert back_and_forth(frames)[:, 1].tolist() == [1, 3, 5, 7, 5, 3]
+    assert back_and_forth(frames[:2])[:, 0].tolist() == [0, 2]
+
+
+def test_a_conditional_model_needs_its_classes():
+    vae, x, y = model(num_classes=3), images(4), torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        expected = means(vae, vae.represent(x, y), y)
+    assert torch.equal(tile(reconstruct(vae, x, y, columns=4, scale=1), 1, 2), expected[2, 0])
+    assert torch.equal(interpolate(vae, x, x.flip(0), 2, y)[:, 0], expected)
+    for call in (lambda: reconstruct(vae, x), lambda: interpolate(vae, x, x, 3)):
+        with pytest.raises(ValueError, match="conditioned on 3 classes"):
+            call()
+
+
+def test_nothing_is_random_and_no_gradient_is_kept():
+    vae, x = model(), images(4)
+    state = torch.get_rng_state()
+    assert torch.equal(reconstruct(vae, x), reconstruct(vae, x))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+def test_a_model_without_latent_variables_is_refused():
+    class Exact(LikelihoodModel):
+        is_exact = True
+        forward = log_likelihood = sample = None  # type: ignore[assignment]
+
+    exact, x = Exact(ImageSpec(1, HEIGHT, WIDTH, 2)), images(2)
+    for call in (lambda: reconstruct(exact, x), lambda: interpolate(exact, x, x, 2)):
+        with pytest.raises(TypeError, match="Exact has no latent variables"):
+            call()
+
+
+def test_wrong_arguments_are_refused():
+    vae, x = model(), images(4)
+    with pytest.raises(ValueError, match="steps=1, wanted at least 2"):
+        interpolate(vae, x, x, 1)
+    with pytest.raises(ValueError, match=r"\(4, 1, 6, 5\) and \(3, 1, 6, 5\), wanted of one shape"):
+        interpolate(vae, x, x[:3], 2)

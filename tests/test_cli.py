@@ -1,0 +1,160 @@
+"""The command line as a user sees it: the main job in miniature, and mistakes that are explained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from wngen import load
+from wngen.arguments import packaged_configs
+from wngen.cli import main
+
+MINIATURE = [
+    "--model.widths=[4]", "--model.patch=4", "--model.hidden=16", "--model.iaf_width=16", "--model.latent_dim=4",
+    "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1",
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.precision=32-true",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the quickstart in miniature."""
+    folder = tmp_path_factory.mktemp("runs") / "quick"
+    assert main(["fit", "--run", str(folder), "--trainer.max_epochs=2", *MINIATURE]) == 0
+    return folder
+
+
+def test_fit_writes_everything_it_promises(run):
+    report = json.loads((run / "report.json").read_text())
+    assert report["protocol"]["images"] == 10_000 and report["protocol"]["data"]["binarization"] == "static"
+    assert report["nats"]["elbo"]["low"] < report["nats"]["elbo"]["mean"] < report["nats"]["elbo"]["high"] < 0
+    for name in ("samples.png", "reconstructions.png", "curves.png"):
+        assert len(Image.open(run / name).convert("L").getcolors()) > 1, f"{name} is blank"
+    for name in ("best.ckpt", "last.ckpt", "config.yaml", "release/config.json", "release/model.safetensors", "release/README.md"):
+        assert (run / name).is_file(), name
+
+
+def test_run_folder_checkpoint_and_release_hold_the_same_averaged_model(run):
+    models = [load(run), load(run / "best.ckpt"), load(run / "release")]
+    for name, value in models[0].state_dict().items():
+        assert all(torch.equal(value, other.state_dict()[name]) for other in models), name
+
+
+def test_evaluate_repeats_the_figure_of_the_run(run, tmp_path):
+    out = tmp_path / "again.json"
+    assert main(["evaluate", str(run), "--chunk=700", f"--out={out}", "--device=cpu"]) == 0
+    first, again = (json.loads(path.read_text()) for path in (run / "report.json", out))
+    assert again["nats"]["elbo"]["mean"] == pytest.approx(first["nats"]["elbo"]["mean"], abs=1e-4)
+    assert again["protocol"]["weights_sha256"] == first["protocol"]["weights_sha256"]
+
+
+def test_evaluate_with_importance_samples_on_a_subset_gives_a_tighter_bound(run, tmp_path):
+    out = tmp_path / "k.json"
+    arguments = ["--limit=50", "--importance_samples=30", f"--out={out}", "--weights=raw", "--device=cpu"]
+    assert main(["evaluate", str(run / "last.ckpt"), *arguments]) == 0
+    report = json.loads(out.read_text())
+    assert report["protocol"]["importance_samples"] == 30 and report["protocol"]["weights"] == "raw"
+    assert report["nats"]["log_likelihood"]["mean"] > report["nats"]["elbo"]["mean"]
+
+
+def test_pictures_from_a_model(run, tmp_path):
+    common = [str(run), "--device=cpu"]
+    assert main(["sample", *common, "-n", "6", "--columns=3", "--seed=1", f"--out={tmp_path / 'a.png'}"]) == 0
+    assert main(["sample", *common, "-n", "6", "--columns=3", "--seed=1", f"--out={tmp_path / 'b.png'}"]) == 0
+    assert main(["sample", *common, "-n", "6", "--columns=3", "--seed=2", f"--out={tmp_path / 'c.png'}"]) == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+    assert main(["reconstruct", *common, "-n", "4", f"--out={tmp_path / 'r.png'}"]) == 0
+    assert main(["interpolate", *common, "-n", "2", "--steps=5", f"--out={tmp_path / 'i.png'}"]) == 0
+    assert main(["interpolate", *common, "-n", "2", "--steps=5", f"--out={tmp_path / 'i.gif'}"]) == 0
+    assert Image.open(tmp_path / "i.gif").n_frames == 8  # there and back again, the ends shown once
+    assert Image.open(tmp_path / "i.png").width > Image.open(tmp_path / "i.png").height
+
+
+def test_resume_goes_on_to_the_same_weights_as_an_uninterrupted_run(run, tmp_path):
+    """Two epochs in one go, and one epoch resumed for a second: the same path, so the same weights."""
+    folder = tmp_path / "halves"
+    constant = ["--training.decay=constant", *MINIATURE]
+    assert main(["fit", "--run", str(folder), "--trainer.max_epochs=1", *constant]) == 0
+    assert main(["fit", "--resume", str(folder), "--trainer.max_epochs=2"]) == 0
+    whole = tmp_path / "whole"
+    assert main(["fit", "--run", str(whole), "--trainer.max_epochs=2", *constant]) == 0
+    resumed, uninterrupted = load(folder / "last.ckpt"), load(whole / "last.ckpt")
+    for name, value in uninterrupted.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_every_config_takes_one_step(name, tmp_path, data_root):
+    """With the real data, since some configurations train on what is not embedded."""
+    quick = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.batch_size=8"]
+    assert main(["fit", "--config", name, "--run", str(tmp_path / "run"), *quick]) == 0
+
+
+def test_configs_and_models_are_listed(capsys):
+    assert main(["configs"]) == 0 and main(["models"]) == 0
+    listed = capsys.readouterr().out
+    assert "ConvVAE" in listed and all(name in listed for name in packaged_configs())
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_every_config_says_what_it_trains(name):
+    text = packaged_configs()[name].read_text()
+    assert text.startswith("# ") and {"model", "data", "training", "trainer"} >= yaml.safe_load(text).keys()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fitt"], "no command 'fitt'; did you mean 'fit'?"),
+        (["fit", "--confg", "quickstart"], "unknown argument '--confg'; did you mean '--config'?"),
+        (["fit", "--config", "quikstart"], "did you mean 'quickstart'?"),
+        (["fit", "--model.latnt_dim", "3"], "'latnt_dim'; did you mean 'latent_dim'?"),
+        (["fit", "--model", "ConvVEA"], "no model called 'ConvVEA'; did you mean 'ConvVAE'?"),
+        (["fit", "--training.learning_rat", "3"], "did you mean '--training.learning_rate'?"),
+        (["fit", "--trainer.max_epoch", "3"], "did you mean '--trainer.max_epochs'?"),
+        (["fit", "--model.latent_dim", "many"], "Expected a int. Got value: many"),
+        (["fit", "--resume", "nowhere"], "no last.ckpt in it"),
+        (["evaluate", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line_are_explained(argv, message, capsys):
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  class_path: ConvVAE\n  init_args:\n    latnt_dim: 3\n", "'latnt_dim'; did you mean 'latent_dim'?"),
+        ("trainng:\n  learning_rate: 3\n", "did you mean 'training"),
+        ("training:\n  learning_rat: 3\n", "did you mean 'training.learning_rate'?"),
+    ],
+)
+def test_mistakes_in_yaml_are_explained(text, message, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "mine.yaml")])
+    assert message in capsys.readouterr().err
+
+
+def test_an_existing_run_is_not_overwritten(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--run", str(run)])
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_data_of_another_shape_is_refused(run, tmp_path, capsys):
+    import numpy as np
+
+    np.save(tmp_path / "other.npy", np.zeros((40, 8, 8), dtype=np.uint8))
+    arguments = ["--data", "ArrayFile", "--data.path", str(tmp_path / "other.npy"), "--data.levels=2"]
+    assert main(["evaluate", str(run), "--device=cpu", *arguments]) == 1
+    assert "height=28" in capsys.readouterr().err
