@@ -11,7 +11,10 @@ from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Clock = Literal["wall", "cpu"]
 Name = TypeVar("Name", bound=Hashable)
@@ -52,6 +55,11 @@ def overhead_percent(seconds: list[float], reference: list[float]) -> dict[str, 
     return {"median": median, "low_quartile": low, "high_quartile": high}
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def machine() -> dict[str, Any]:
     """The hardware and software of this process, as JSON."""
     import torch  # here, so that a process that only starts others stays small
@@ -82,8 +90,13 @@ def _processor() -> str:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record, by way of a file beside it, so that the old one stays whole until the new one is."""
+    """Write a record."""
+    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file by way of another beside it, so that the old one stays whole until the new one is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentParser
-from measuring import Clock, interleaved, machine, overhead_percent, write_json
+from measuring import Clock, count_parameters, interleaved, machine, overhead_percent, write_json
 from plain_layers import plain_copy
 from rich.console import Console
 from rich.table import Table
@@ -257,7 +257,9 @@ def show(record: dict[str, Any]) -> None:
             row["precision"],
             f"{row['step_ms']:.1f}",
             f"{row['images_per_second']:,.0f}",
-            "" if overhead is None else f"{overhead['median']:+.1f} % ({overhead['low_quartile']:+.1f} to {overhead['high_quartile']:+.1f})",
+            ""
+            if overhead is None
+            else f"{overhead['median']:+.1f} % ({overhead['low_quartile']:+.1f} to {overhead['high_quartile']:+.1f})",
         )
     console.print(table)
     table = Table("weight", "layers", "normalize", "formula", "torch", title="Normalizing a weight, µs")
@@ -281,7 +283,7 @@ def main() -> None:
         "benchmark": NAME,
         "machine": about,
         "options": {**asdict(options), "out": str(options.out)},
-        "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
+        "parameters": {name: count_parameters(model) for name, model in models.items()},
         "steps": steps,
         "normalize": time_normalize(models[WEIGHT_NORM], 5 * options.rounds, options.clock),
     }

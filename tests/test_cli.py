@@ -29,11 +29,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fit_writes_everything_it_promises(run):
     report = json.loads((run / "report.json").read_text())
-    assert report["protocol"]["images"] == 10_000 and report["protocol"]["data"]["binarization"] == "static"
+    assert report["protocol"]["images"] == 10_000
+    assert report["protocol"]["data"]["binarization"] == "static"
     assert report["nats"]["elbo"]["low"] < report["nats"]["elbo"]["mean"] < report["nats"]["elbo"]["high"] < 0
     for name in ("samples.png", "reconstructions.png", "curves.png"):
         assert len(Image.open(run / name).convert("L").getcolors()) > 1, f"{name} is blank"
-    for name in ("best.ckpt", "last.ckpt", "config.yaml", "release/config.json", "release/model.safetensors", "release/README.md"):
+    for name in (
+        "best.ckpt",
+        "last.ckpt",
+        "config.yaml",
+        "release/config.json",
+        "release/model.safetensors",
+        "release/README.md",
+    ):
         assert (run / name).is_file(), name
 
 
@@ -56,7 +64,8 @@ def test_evaluate_with_importance_samples_on_a_subset_gives_a_tighter_bound(run,
     arguments = ["--limit=50", "--importance_samples=30", f"--out={out}", "--weights=raw", "--device=cpu"]
     assert main(["evaluate", str(run / "last.ckpt"), *arguments]) == 0
     report = json.loads(out.read_text())
-    assert report["protocol"]["importance_samples"] == 30 and report["protocol"]["weights"] == "raw"
+    assert report["protocol"]["importance_samples"] == 30
+    assert report["protocol"]["weights"] == "raw"
     assert report["nats"]["log_likelihood"]["mean"] > report["nats"]["elbo"]["mean"]
 
 
@@ -90,20 +99,28 @@ def test_resume_goes_on_to_the_same_weights_as_an_uninterrupted_run(run, tmp_pat
 @pytest.mark.parametrize("name", packaged_configs())
 def test_every_config_takes_one_step(name, tmp_path, data_root):
     """With the real data, since some configurations train on what is not embedded."""
-    quick = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.batch_size=8"]
+    quick = [
+        "--trainer.fast_dev_run=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--data.batch_size=8",
+    ]
     assert main(["fit", "--config", name, "--run", str(tmp_path / "run"), *quick]) == 0
 
 
 def test_configs_and_models_are_listed(capsys):
-    assert main(["configs"]) == 0 and main(["models"]) == 0
+    assert main(["configs"]) == 0
+    assert main(["models"]) == 0
     listed = capsys.readouterr().out
-    assert "ConvVAE" in listed and all(name in listed for name in packaged_configs())
+    assert "ConvVAE" in listed
+    assert all(name in listed for name in packaged_configs())
 
 
 @pytest.mark.parametrize("name", packaged_configs())
 def test_every_config_says_what_it_trains(name):
     text = packaged_configs()[name].read_text()
-    assert text.startswith("# ") and {"model", "data", "training", "trainer"} >= yaml.safe_load(text).keys()
+    assert text.startswith("# ")
+    assert {"model", "data", "training", "trainer"} >= yaml.safe_load(text).keys()
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,20 @@ def test_made_refuses_what_would_make_it_blind_or_deaf():
 # Inverse autoregressive flow
 
 
+def test_each_form_is_the_formula_it_is_named_after():
+    z, context = draw(8, 5, CONTEXT_DIM)
+    gated, location_scale, location = (generic(IAFStep(5, 8, 1, CONTEXT_DIM, form=form)) for form in FORMS)
+    m, a = gated.conditioner(z, context)
+    gate = (a + gated.forget_bias).sigmoid()
+    torch.testing.assert_close(gated(z, context).value, gate * z + (1 - gate) * m, rtol=1e-12, atol=1e-12)
+    m, a = location_scale.conditioner(z, context)
+    torch.testing.assert_close(
+        location_scale(z, context).value, (z - 0.1 * m) / (0.1 * a).exp(), rtol=1e-12, atol=1e-12
+    )
+    (m,) = location.conditioner(z, context)
+    torch.testing.assert_close(location(z, context).value, z - 0.1 * m, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("context_dim", [0, CONTEXT_DIM])
 @pytest.mark.parametrize("hidden_layers", [0, 1, 2])

@@ -21,5 +21,8 @@ def test_python_snippet_runs(snippet, monkeypatch):
 
 
 def test_commands_exist():
-    mentioned = set(re.findall(r"\bwngen (\w+)", " ".join(re.findall(r"```(?:bash)?\n(.*?)```", README, flags=re.DOTALL))))
-    assert mentioned <= set(COMMANDS) and "fit" in mentioned
+    mentioned = set(
+        re.findall(r"\bwngen (\w+)", " ".join(re.findall(r"```(?:bash)?\n(.*?)```", README, flags=re.DOTALL)))
+    )
+    assert mentioned <= set(COMMANDS)
+    assert "fit" in mentioned

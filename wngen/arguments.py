@@ -11,7 +11,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 
 def nearest(seen: str, known: Iterable[str]) -> str:
@@ -102,7 +102,9 @@ class Arguments(ArgumentParser):
             return f"unknown argument {flag!r}{nearest(flag, (f'--{key}' for key in self._keys()))}"
         if "is abstract" in message:
             group = self._group_of(message)
-            return f"which {group}? Name one: --{group} {' | '.join(self._classes(message))}, or under class_path in YAML"
+            return (
+                f"which {group}? Name one: --{group} {' | '.join(self._classes(message))}, or under class_path in YAML"
+            )
         return re.sub(r"\s*\n\s*", " ", re.sub(r"<class '(\w+)'>", r"\1", message)).replace("Parser key ", "")
 
     def _keys(self) -> list[str]:
@@ -122,9 +124,10 @@ class Arguments(ArgumentParser):
 
 
 def concrete_subclasses(base: type) -> list[type[Any]]:
-    """All subclasses that can be built and are wngen's own or a user's, not a test's private ones."""
-    found = []
-    for cls in base.__subclasses__():
+    """All subclasses of a class, and theirs, that can be built."""
+    found: list[type[Any]] = []
+    subclasses: list[type[Any]] = base.__subclasses__()
+    for cls in subclasses:
         found += [cls] if not inspect.isabstract(cls) else []
         found += concrete_subclasses(cls)
     return found

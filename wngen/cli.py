@@ -60,9 +60,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says about itself, and torch to Lightning, so that what is said to the user stands out."""
+    """Leave out what Lightning says about itself, and torch to Lightning, so that one sees what wngen says."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in ("Checkpoint directory .* exists", "`isinstance\\(treespec, LeafSpec\\)`", "The number of training batches"):
+    for message in (
+        "Checkpoint directory .* exists",
+        "`isinstance\\(treespec, LeafSpec\\)`",
+        "The number of training batches",
+    ):
         warnings.filterwarnings("ignore", message)
 
 
@@ -163,24 +167,38 @@ def _finish(run: Path, data: ImageDataModule, importance_samples: int | None) ->
         save_png(reconstruct(model, batch.image, batch.label), run / "reconstructions.png")
     draw_curves(sorted((run / "metrics").glob("version_*/metrics.csv"))[-1], run / "curves.png")
     save_release(model, run / "release", report, read_metadata(run))
-    console.print(f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, best.ckpt, last.ckpt, release/")
+    console.print(
+        f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, "
+        "best.ckpt, last.ckpt, release/"
+    )
 
 
 # What is done with a trained model
 
 
 def evaluate_command(argv: list[str]) -> None:
-    """Give a model's bound on the log-likelihood of a data set, in nats and bits per dimension, with its uncertainty."""
+    """Give a model's bound on the log-likelihood of a data set, with its uncertainty and its protocol."""
     parser = _with_model("wngen evaluate", evaluate_command)
     _add_data(parser)
-    parser.add_argument("--importance_samples", type=int | None, help="K of the importance-weighted bound; none by default.")
+    parser.add_argument(
+        "--importance_samples", type=int | None, help="K of the importance-weighted bound; none by default."
+    )
     parser.add_argument("--limit", type=int | None, help="Take so many images, drawn by the data's evaluation seed.")
     parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
     parser.add_argument("--chunk", type=int, default=1024, help="Samples decoded at once; bounds the memory.")
-    parser.add_argument("--out", type=str | None, help="Where the report goes, as JSON; report-<split>.json in the run folder.")
-    options, model, data = _parse(parser, argv)
+    parser.add_argument(
+        "--out", type=str | None, help="Where the report goes, as JSON; report-<split>.json in the run folder."
+    )
+    options, model, data = _parse_with_data(parser, argv)
     report = _evaluate(
-        model, data, options.split, options.importance_samples, options.seed, options.chunk, options.limit, options.weights
+        model,
+        data,
+        options.split,
+        options.importance_samples,
+        options.seed,
+        options.chunk,
+        options.limit,
+        options.weights,
     )
     console.print(report)
     where = Path(options.checkpoint)
@@ -198,7 +216,8 @@ def sample_command(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Of the random numbers.")
     parser.add_argument("--columns", type=int | None, help="Of the grid; as many as rows by default.")
     parser.add_argument("--out", type=str, default="samples.png", help="The picture.")
-    options, model, _ = _parse(parser, argv)
+    options = parser.parse_args(argv)
+    model = _load(options)
     if options.count < 1:
         parser.error(f"-n {options.count}: wanted at least 1")
     images = _sample(model, options.count, options.temperature, options.label, options.seed)
@@ -210,9 +229,11 @@ def reconstruct_command(argv: list[str]) -> None:
     """Encode images and decode them again: each original above its reconstruction."""
     parser = _with_model("wngen reconstruct", reconstruct_command)
     _add_data(parser)
-    parser.add_argument("-n", "--count", type=int, default=32, help="How many images, drawn by the data's evaluation seed.")
+    parser.add_argument(
+        "-n", "--count", type=int, default=32, help="How many images, drawn by the data's evaluation seed."
+    )
     parser.add_argument("--out", type=str, default="reconstructions.png", help="The picture.")
-    options, model, data = _parse(parser, argv)
+    options, model, data = _parse_with_data(parser, argv)
     batch = _images(model, data, options.split, options.count)
     save_png(reconstruct(model, batch.image, batch.label), options.out)
     console.print(f"{options.count} images of the {options.split} split and their reconstructions: {options.out}")
@@ -222,10 +243,14 @@ def interpolate_command(argv: list[str]) -> None:
     """Walk between images along a straight line in latent space; one row for each pair."""
     parser = _with_model("wngen interpolate", interpolate_command)
     _add_data(parser)
-    parser.add_argument("-n", "--count", type=int, default=8, help="Pairs of images, drawn by the data's evaluation seed.")
+    parser.add_argument(
+        "-n", "--count", type=int, default=8, help="Pairs of images, drawn by the data's evaluation seed."
+    )
     parser.add_argument("--steps", type=int, default=12, help="Images on the way, both ends counted.")
-    parser.add_argument("--out", type=str, default="interpolation.png", help="The picture; a name ending in .gif makes a film.")
-    options, model, data = _parse(parser, argv)
+    parser.add_argument(
+        "--out", type=str, default="interpolation.png", help="The picture; a name ending in .gif makes a film."
+    )
+    options, model, data = _parse_with_data(parser, argv)
     if options.count < 1 or options.steps < 2:
         parser.error(f"-n {options.count} --steps {options.steps}: wanted at least 1 pair and 2 steps")
     batch = _images(model, data, options.split, 2 * options.count)
@@ -236,7 +261,9 @@ def interpolate_command(argv: list[str]) -> None:
         save_gif([grid(frame, 256) for frame in back_and_forth(ways.transpose(0, 1))], options.out)
     else:
         save_png(grid(ways.flatten(0, 1), 256, columns=options.steps), options.out)
-    console.print(f"{options.count} ways of {options.steps} steps between images of the {options.split} split: {options.out}")
+    console.print(
+        f"{options.count} ways of {options.steps} steps between images of the {options.split} split: {options.out}"
+    )
 
 
 def _with_model(command: str, function: Callable[..., Any]) -> Arguments:
@@ -249,24 +276,27 @@ def _with_model(command: str, function: Callable[..., Any]) -> Arguments:
 
 def _add_data(parser: Arguments) -> None:
     parser.add_config()
-    parser.add_subclass_arguments(ImageDataModule, "data", required=False, help="By default what the model was trained on.")
+    parser.add_subclass_arguments(
+        ImageDataModule, "data", required=False, help="By default what the model was trained on."
+    )
     parser.add_argument("--split", type=Literal["train", "val", "test"], default="test", help="Of the data.")
 
 
-def _parse(parser: Arguments, argv: list[str]) -> tuple[Any, LikelihoodModel, ImageDataModule | None]:
-    """The options, the model on its device, and the data if the command takes any."""
+def _load(options: Any) -> LikelihoodModel:
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    return load(options.checkpoint, options.weights, device)
+
+
+def _parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, LikelihoodModel, ImageDataModule]:
+    """The options, the model on its device, and the data: what it was trained on, but for what the options change."""
     where = next((word for word in argv if not word.startswith("-")), None)
-    takes_data = any(action.dest == "split" for action in parser._actions)
-    if takes_data and where is not None and not {"-h", "--help"} & set(argv):
+    if where is not None and not {"-h", "--help"} & set(argv):
         stored = read_metadata(where).data
         if stored is not None:
             arguments = {name: value for name, value in stored.items() if name != "data"}
             parser.set_defaults({"data": {"class_path": f"wngen.data.{stored['data']}", "init_args": arguments}})
-    options = parser.parse_args(parser.with_config(argv) if takes_data else argv)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    model = load(options.checkpoint, options.weights, device)
-    if not takes_data:
-        return options, model, None
+    options = parser.parse_args(parser.with_config(argv))
+    model = _load(options)
     if options.data is None:
         parser.error(f"{options.checkpoint} does not say what it was trained on: name the data by --data")
     data = _build(options.data)
@@ -307,7 +337,11 @@ def _sample(
     device = next(model.parameters()).device
     y = None
     if model.num_classes is not None:
-        y = torch.arange(count, device=device) % model.num_classes if label is None else torch.full((count,), label, device=device)
+        y = (
+            torch.arange(count, device=device) % model.num_classes
+            if label is None
+            else torch.full((count,), label, device=device)
+        )
     elif label is not None:
         raise ValueError(f"--label {label}: this model is not conditioned on classes")
     return model.sample(count, y, temperature, torch.Generator(device).manual_seed(seed))
@@ -334,7 +368,9 @@ def configs_command(argv: list[str]) -> None:
     table = Table("config", "what it trains, and what it reaches")
     for name, path in packaged_configs().items():
         lines = path.read_text().splitlines()
-        comment = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+        comment = [
+            line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)
+        ]
         table.add_row(name, " ".join(comment))
     console.print(table)
 

@@ -64,9 +64,13 @@ class ImageSpec:
             ValueError: the images have another shape.
         """
         if x.dtype != torch.uint8:
-            raise TypeError(f"images are uint8 levels 0 to {self.levels - 1}, got {x.dtype}; do not scale them yourself")
+            raise TypeError(
+                f"images are uint8 levels 0 to {self.levels - 1}, got {x.dtype}; do not scale them yourself"
+            )
         if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"images have shape {tuple(x.shape)}, the model wants (B, {', '.join(map(str, self.shape))})")
+            raise ValueError(
+                f"images have shape {tuple(x.shape)}, the model wants (B, {', '.join(map(str, self.shape))})"
+            )
         return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
     def as_dict(self) -> dict[str, int]:
@@ -85,4 +89,4 @@ class Batch(NamedTuple):
 
     image: Tensor
     label: Tensor | None
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a batch

@@ -71,7 +71,9 @@ class LikelihoodModel(nn.Module, PyTorchModelHubMixin, ABC):
     @property
     def config(self) -> dict[str, Any]:
         """The class name as `model`, and every constructor argument: what `config.json` holds."""
-        return {"model": type(self).__name__, **(self._hub_mixin_config or {})}
+        arguments = self._hub_mixin_config or {}
+        assert isinstance(arguments, dict)
+        return {"model": type(self).__name__, **arguments}
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor | None = None, noise: Noise | None = None) -> Bound:
@@ -130,7 +132,9 @@ class LikelihoodModel(nn.Module, PyTorchModelHubMixin, ABC):
             raise ValueError("this model was built without num_classes and takes no labels y")
         if self.num_classes is not None and (y is None or y.shape != (n,)):
             seen = None if y is None else tuple(y.shape)
-            raise ValueError(f"this model is conditioned on {self.num_classes} classes: y must have shape ({n},), got {seen}")
+            raise ValueError(
+                f"this model is conditioned on {self.num_classes} classes: y must have shape ({n},), got {seen}"
+            )
 
 
 class LatentVariableModel(LikelihoodModel):

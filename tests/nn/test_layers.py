@@ -114,10 +114,10 @@ def test_set_weight(kind, gain):
 
 def test_set_weight_leaves_a_unit_without_weight_able_to_learn(kind):
     layer, x = random_layer(kind)
+    sighted = torch.stack([unit.any() for unit in unit_weights(layer, layer.direction)])
     layer.set_weight(torch.zeros_like(layer.v))
     assert not layer.weight.any()
     grad = gradients(layer(x), layer)["g"].flatten()
-    sighted = torch.stack([unit.any() for unit in unit_weights(layer, layer.direction)])
     assert grad[sighted].all()
     assert not grad[~sighted].any()
 
@@ -222,17 +222,18 @@ def test_norm_is_single_precision_under_autocast():
     torch.testing.assert_close(weight.double(), exact, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 1000.0), (torch.float16, 1e-6)])
-def test_norm_of_half_precision_parameters_is_single_precision(dtype, scale):
+def test_norm_of_half_precision_parameters_is_single_precision(dtype, scale, dim):
     # 10,000 addends are more than bfloat16 can count to; their squares overflow or vanish in float16.
-    v = (torch.randn(3, 10_000) * scale).to(dtype).requires_grad_()
-    g = torch.tensor([[1.0], [2.0], [0.5]], dtype=dtype, requires_grad=True)
-    weight = normalize(v, g, (1,))
+    v, g = (scale * torch.randn(3, 10_000)).to(dtype), torch.tensor([[1.0], [2.0], [0.5]], dtype=dtype)
+    v, g = (t.movedim(1, dim).contiguous().requires_grad_() for t in (v, g))
+    weight = normalize(v, g, (dim,))
     assert weight.dtype == dtype
-    exact = g.double() * F.normalize(v.double(), dim=1)
+    exact = g.double() * F.normalize(v.double(), dim=dim)
     rounding = torch.finfo(dtype).eps / 2
     torch.testing.assert_close(weight.double(), exact, rtol=1.01 * rounding, atol=torch.finfo(dtype).tiny)
-    torch.testing.assert_close(weight.double().norm(dim=1), g.double()[:, 0], rtol=rounding, atol=0)
+    torch.testing.assert_close(weight.double().norm(dim=dim), g.double().flatten(), rtol=rounding, atol=0)
     for grad in torch.autograd.grad(weight.sum(), (v, g)):
         assert grad.dtype == dtype
         assert grad.isfinite().all()

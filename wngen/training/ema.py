@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EMA(pl.Callback):
@@ -34,6 +34,7 @@ class EMA(pl.Callback):
 
     @staticmethod
     def _parameters(pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        assert isinstance(pl_module.model, nn.Module)
         return {name: p.detach() for name, p in pl_module.model.named_parameters()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,9 +80,13 @@ class EMA(pl.Callback):
     on_test_start = on_validation_start
     on_test_end = on_validation_end
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         assert not self._raw, "a checkpoint must hold the raw weights in state_dict"
         checkpoint["ema"] = {name: value.clone() for name, value in self.average.items()}
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.average = dict(checkpoint["ema"])

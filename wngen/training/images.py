@@ -31,7 +31,13 @@ class ImageGrids(pl.Callback):
         self._batch: Batch | None = None
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:
             self._batch = batch
@@ -40,7 +46,8 @@ class ImageGrids(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        model: LikelihoodModel = pl_module.model
+        model = pl_module.model
+        assert isinstance(model, LikelihoodModel)
         generator = torch.Generator(pl_module.device).manual_seed(self.seed)
         y = None if model.num_classes is None else torch.arange(self.count, device=pl_module.device) % model.num_classes
         self._write(trainer, "samples", grid(model.sample(self.count, y, generator=generator), model.spec.levels))

@@ -43,6 +43,8 @@ class Training(pl.LightningModule):
         give_up_after: so many left-out steps in a row end the training with an error.
         init_images: so many training images, the same in every run on this data, initialize the layers; 0
             keeps the default init.
+        channels_last: lay images out with the channels innermost, which convolutions are faster on.
+        compiled: run the model through `torch.compile`; worth its minutes in long runs.
         seed: of the noise.
 
     Raises:
@@ -66,11 +68,15 @@ class Training(pl.LightningModule):
         skip_norm: float = 1e4,
         give_up_after: int = 100,
         init_images: int = 256,
+        channels_last: bool = True,
+        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or clip_norm <= 0 or skip_norm <= 0:
-            raise ValueError(f"learning_rate={learning_rate}, clip_norm={clip_norm}, skip_norm={skip_norm}: all must be positive")
+            raise ValueError(
+                f"learning_rate={learning_rate}, clip_norm={clip_norm}, skip_norm={skip_norm}: all must be positive"
+            )
         if free_bits < 0 or min(warmup_steps, kl_warmup_steps, init_images) < 0 or give_up_after < 1:
             raise ValueError(
                 f"free_bits={free_bits}, warmup_steps={warmup_steps}, kl_warmup_steps={kl_warmup_steps}, "
@@ -83,7 +89,7 @@ class Training(pl.LightningModule):
         self.model = model
         self.ema = EMA(ema_decay)
         self.skipped_steps, self.skipped_in_a_row = 0, 0
-        self._left_out = False
+        self._totals: list[float] = []  # images, and sums over them, of the evaluation under way
 
     # Initialization and what goes along
 
@@ -101,9 +107,20 @@ class Training(pl.LightningModule):
                 )
             count = min(self.options["init_images"], data_module.size("train"))
             self.initialize(next(iter(data_module.evaluation_batches("train", count, limit=count))))
+        if self.options["channels_last"]:
+            self.model.to(memory_format=torch.channels_last)
+        if self.options["compiled"] and stage == "fit":
+            self.model.compile()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        return float(optimizer.param_groups[0]["lr"])
 
     def initialize(self, batch: Batch) -> None:
-        """Data-dependent init from a batch that must be the same in every process; a second call does nothing."""
+        """Data-dependent init from a batch, the same in every process; a second call does nothing."""
         noise = Noise(self.options["seed"], batch.index)
         data_dependent_init(self.model, batch.image, self._label(batch), noise=noise)
 
@@ -111,7 +128,10 @@ class Training(pl.LightningModule):
         options = self.options
         if options["optimizer"] == "adam":
             optimizer: torch.optim.Optimizer = torch.optim.Adam(
-                self.model.parameters(), options["learning_rate"], tuple(options["betas"]), fused=self.device.type in ("cpu", "cuda")
+                self.model.parameters(),
+                options["learning_rate"],
+                tuple(options["betas"]),
+                fused=self.device.type in ("cpu", "cuda"),
             )
         else:
             optimizer = torch.optim.Adamax(self.model.parameters(), options["learning_rate"], tuple(options["betas"]))
@@ -133,46 +153,59 @@ class Training(pl.LightningModule):
         loss = objective_nats(
             bound, kl_weight, self.options["free_bits"], self.options["free_bits_per"], self._average_over_processes
         )
-        if self.global_step % self.trainer.log_every_n_steps == 0:
-            self._log_bound("train", bound, objective_nats=loss.detach(), kl_weight=kl_weight)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            figures = bound.elbo_nats, bound.distortion_nats, bound.rate_nats
+            self._log_figures(
+                "train",
+                *(float(figure.detach().mean()) for figure in figures),
+                objective_nats=float(loss.detach()),
+                kl_weight=kl_weight,
+                learning_rate=self.learning_rate,
+                skipped_steps=float(self.skipped_steps),
+            )
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log_bound("val", self(batch))
+        self._add(self(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log_bound("test", self(batch))
+        self._add(self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_totals("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_totals("test")
 
     def _label(self, batch: Batch) -> Tensor | None:
         """The classes, for a model that is conditioned on them."""
         return None if self.model.num_classes is None else batch.label
 
     def _average_over_processes(self, mean: Tensor) -> Tensor:
-        return self.all_gather(mean).mean(dim=0) if self.trainer.world_size > 1 else mean
+        gathered = self.all_gather(mean)
+        assert isinstance(gathered, Tensor)
+        return gathered.mean(dim=0) if self.trainer.world_size > 1 else mean
 
-    def _log_bound(self, split: str, bound: Bound, **more: Tensor | float) -> None:
-        elbo = bound.elbo_nats.mean()
-        figures = {
-            "elbo_nats": elbo,
-            "bits_per_dim": self.model.spec.bits_per_dim(-elbo),
-            "distortion_nats": bound.distortion_nats.mean(),
-            "rate_nats": bound.rate_nats.mean(),
-            **more,
-        }
-        if split == "train":
-            figures["learning_rate"] = self.optimizers().param_groups[0]["lr"]
-            figures["skipped_steps"] = float(self.skipped_steps)
-        self.log_dict(
-            {f"{split}/{name}": value for name, value in figures.items() if name not in ("elbo_nats", "bits_per_dim")},
-            batch_size=len(bound.distortion_nats),
-            sync_dist=split != "train",
-        )
-        self.log_dict(
-            {f"{split}/{name}": figures[name] for name in ("elbo_nats", "bits_per_dim")},
-            batch_size=len(bound.distortion_nats),
-            sync_dist=split != "train",
-            prog_bar=True,
-        )
+    def _add(self, bound: Bound) -> None:
+        """Add a batch to the sums over the images of an evaluation, kept in double precision."""
+        figures = bound.elbo_nats, bound.distortion_nats, bound.rate_nats
+        batch = [float(len(bound.elbo_nats)), *(float(figure.double().sum()) for figure in figures)]
+        self._totals = [total + more for total, more in zip(self._totals or [0.0] * 4, batch, strict=True)]
+
+    def _log_totals(self, split: str) -> None:
+        """Log means over all images of all processes, each image counted once."""
+        totals = torch.tensor(self._totals, dtype=torch.float64, device=self.device)
+        images, *sums = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        self._totals = []
+        self._log_figures(split, *(float(total / images) for total in sums))
+
+    def _log_figures(
+        self, split: str, elbo_nats: float, distortion_nats: float, rate_nats: float, **more: float
+    ) -> None:
+        bits_per_dim = self.model.spec.bits_per_dim(-elbo_nats)
+        self.log_dict({f"{split}/elbo_nats": elbo_nats, f"{split}/bits_per_dim": bits_per_dim}, prog_bar=True)
+        figures = {"distortion_nats": distortion_nats, "rate_nats": rate_nats, **more}
+        self.log_dict({f"{split}/{name}": figure for name, figure in figures.items()})
 
     # Steps that are left out
 
@@ -200,8 +233,8 @@ class Training(pl.LightningModule):
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.options["give_up_after"]:
             raise FloatingPointError(
-                f"left out {self.skipped_in_a_row} steps in a row up to step {self.global_step}: the gradient's norm is {norm:.3g}, "
-                f"wanted at most {self.options['skip_norm']:g}. Lower learning_rate, or raise warmup_steps or skip_norm"
+                f"left out {self.skipped_in_a_row} steps in a row up to step {self.global_step}: the gradient's norm is "
+                f"{norm:.3g}, wanted at most {self.options['skip_norm']:g}. Lower learning_rate, or raise warmup_steps"
             )
 
     # Checkpoints

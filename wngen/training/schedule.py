@@ -9,7 +9,9 @@ from typing import Literal
 Decay = Literal["constant", "linear", "cosine", "exponential"]
 
 
-def learning_rate_factor(decay: Decay, warmup_steps: int, total_steps: int, decay_rate: float) -> Callable[[int], float]:
+def learning_rate_factor(
+    decay: Decay, warmup_steps: int, total_steps: int, decay_rate: float
+) -> Callable[[int], float]:
     """The learning rate at each step, relative to its peak.
 
     Args:
