@@ -89,18 +89,20 @@ def draw(record: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    settled = []
+    settled, ends = [], []
     for form, figures in record["forms"].items():
         label, color = STYLES[form]
         epochs, mean, std = (np.array(figures["curve"][name]) for name in ("epochs", "elbo_nats_mean", "elbo_nats_std"))
         if not len(epochs):
             continue
         settled.append(mean[epochs >= 0.2 * record["epochs"]].min())
+        ends.append(mean[-1])
         for panel, x in zip(panels, (epochs, epochs * figures["seconds_per_epoch"]), strict=True):
             panel.plot(x, mean, "o-", color=color, markersize=3, label=f"{label}, rate {figures['rate']:g}")
             panel.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
-    if settled:
-        panels[0].set_ylim(bottom=min(settled) - 1)  # the steep beginning would flatten all the rest
+    if settled:  # the steep beginning, or one form far below, would flatten all the rest
+        reach = 4 * (max(ends) - statistics.median(settled))
+        panels[0].set_ylim(max(min(settled) - 1, max(ends) - reach), max(ends) + 0.05 * reach)
     panels[0].set(xlabel="epochs", ylabel="validation ELBO (nats per image)")
     panels[1].set(
         xlabel=f"seconds of training ({record['machine']['processor']}, threads: {record['machine']['threads']})"

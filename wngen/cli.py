@@ -102,6 +102,7 @@ def fit(argv: list[str]) -> None:
     if resumed is None and run.exists() and any(run.iterdir()):
         parser.error(f"--run {run}: exists and is not empty; continue it by --resume {run}, or name another folder")
 
+    pl.seed_everything(options.training.seed, workers=True, verbose=False)
     data = _build(options.data)
     model = _build(options.model, **data.spec.as_dict())
     training = Training(model, **options.training.as_dict())
@@ -110,13 +111,13 @@ def fit(argv: list[str]) -> None:
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         options.run = options.resume = options.config = None
-        (run / "config.yaml").write_text(parser.dump(options, skip_none=True))
+        (run / "config.yaml").write_text(parser.dump(options))
         parameters = sum(p.numel() for p in model.parameters())
         console.print(f"{type(model).__name__}, {parameters:,} parameters, on {data.name}; writing to {run}/")
     trainer.fit(training, datamodule=data, ckpt_path=str(run / "last.ckpt") if resumed else None, weights_only=True)
     if trainer.interrupted:
         raise ValueError(f"interrupted; `wngen fit --resume {run}` goes on from {run / 'last.ckpt'}")
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not trainer.fast_dev_run:
         _finish(run, data, options.importance_samples)
 
 
@@ -292,7 +293,11 @@ def _parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, Likelihoo
     where = next((word for word in argv if not word.startswith("-")), None)
     if where is not None and not {"-h", "--help"} & set(argv):
         stored = read_metadata(where).data
-        if stored is not None:
+        if (
+            stored is not None
+            and _value_of("--data", argv) in (None, stored["data"])
+            and not _value_of("--config", argv)
+        ):
             arguments = {name: value for name, value in stored.items() if name != "data"}
             parser.set_defaults({"data": {"class_path": f"wngen.data.{stored['data']}", "init_args": arguments}})
     options = parser.parse_args(parser.with_config(argv))

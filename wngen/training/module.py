@@ -233,8 +233,8 @@ class Training(pl.LightningModule):
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.options["give_up_after"]:
             raise FloatingPointError(
-                f"left out {self.skipped_in_a_row} steps in a row up to step {self.global_step}: the gradient's norm is "
-                f"{norm:.3g}, wanted at most {self.options['skip_norm']:g}. Lower learning_rate, or raise warmup_steps"
+                f"left out {self.skipped_in_a_row} steps in a row up to step {self.global_step}: the gradient's norm "
+                f"is {norm:.3g}, skip_norm={self.options['skip_norm']:g}. Lower learning_rate, or raise warmup_steps"
             )
 
     # Checkpoints
