@@ -165,7 +165,7 @@ class ConvVAE(LatentVariableModel):
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean `(B, Z)`, log standard deviation `(B, Z)` and the flow's context `(B, hidden)`."""
         self.check_labels(y, len(x))
-        context = self.encoder(self.spec.scale(x).to(self.posterior.bias.dtype), y)
+        context = self.encoder(self.spec.scale(x, next(self.parameters()).dtype), y)
         mean, log_std = at_least_fp32(self.posterior(context)).chunk(2, dim=1)
         return mean, log_std, context
 
@@ -199,7 +199,7 @@ class ConvVAE(LatentVariableModel):
 
     def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draw latents `(n, Z)` from the prior; the temperature scales its standard deviation."""
-        like = self.posterior.bias
+        like = next(self.parameters())
         eps = torch.randn(n, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device) * temperature
         return eps if self.prior_flow is None else self.prior_flow.sample(eps)
 

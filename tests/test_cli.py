@@ -180,3 +180,9 @@ def test_data_of_another_shape_is_refused(run, tmp_path, capsys):
     arguments = ["--data", "ArrayFile", "--data.path", str(tmp_path / "other.npy"), "--data.levels=2"]
     assert main(["evaluate", str(run), "--device=cpu", *arguments]) == 1
     assert "height=28" in capsys.readouterr().err
+
+
+def test_a_conditional_model_needs_labelled_data(tmp_path, capsys):
+    """The embedded static split comes without labels."""
+    assert main(["fit", "--run", str(tmp_path / "run"), "--model.num_classes=10", *MINIATURE]) == 1
+    assert "the model knows 10 classes, BinarizedMNIST has no labels" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-import wngen.models  # noqa: F401  (so that its classes are known by name)
+import wngen.models  # its classes are known by name once they are imported
 from wngen.arguments import Arguments, concrete_subclasses, nearest, packaged_configs
 from wngen.checkpoint import load, read_metadata, save_release
 from wngen.data import ImageDataModule, Split
@@ -70,7 +70,7 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def summary(function: Callable[..., Any]) -> str:
+def summary(function: Callable[..., Any] | type) -> str:
     """First line of the docstring."""
     return (inspect.getdoc(function) or "").partition("\n")[0]
 
@@ -105,6 +105,7 @@ def fit(argv: list[str]) -> None:
     pl.seed_everything(options.training.seed, workers=True, verbose=False)
     data = _build(options.data)
     model = _build(options.model, **data.spec.as_dict())
+    _check_classes(model, data)
     training = Training(model, **options.training.as_dict())
     data.prepare_data()
     trainer = _trainer(options.trainer.as_dict(), run, has_validation=data.size("val") > 0)
@@ -117,7 +118,7 @@ def fit(argv: list[str]) -> None:
     trainer.fit(training, datamodule=data, ckpt_path=str(run / "last.ckpt") if resumed else None, weights_only=True)
     if trainer.interrupted:
         raise ValueError(f"interrupted; `wngen fit --resume {run}` goes on from {run / 'last.ckpt'}")
-    if trainer.is_global_zero and not trainer.fast_dev_run:
+    if trainer.is_global_zero and not options.trainer.fast_dev_run:
         _finish(run, data, options.importance_samples)
 
 
@@ -307,7 +308,16 @@ def _parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, Likelihoo
     data = _build(options.data)
     if data.spec != model.spec:
         raise ValueError(f"the model takes images of {model.spec}, the data has {data.spec}")
+    _check_classes(model, data)
     return options, model, data
+
+
+def _check_classes(model: LikelihoodModel, data: ImageDataModule) -> None:
+    """A conditional model needs data with labels, of no more classes than it knows."""
+    if model.num_classes is not None and not 0 < (data.num_classes or 0) <= model.num_classes:
+        raise ValueError(
+            f"the model knows {model.num_classes} classes, {data.name} has {data.num_classes or 'no'} labels"
+        )
 
 
 def _evaluate(
@@ -356,15 +366,23 @@ def _sample(
 
 
 def models_command(argv: list[str]) -> None:
-    """List the models, and the released ones with the figure each reached."""
+    """List the architectures, and the released models with the figure each reached."""
     Arguments(prog="wngen models", description=summary(models_command)).parse_args(argv)
-    table = Table("model", "what it is", "paper", title="Architectures", title_justify="left")
+    table = Table("model", "what it is", "paper", "parameters", title="Architectures", title_justify="left")
     for cls in concrete_subclasses(LikelihoodModel):
         if cls.__module__.startswith("wngen."):
-            docstring = inspect.getdoc(cls) or ""
-            paper = docstring.partition("References:")[2].partition("Raises:")[0].strip().split("\n")[0]
-            table.add_row(cls.__name__, docstring.partition("\n")[0], paper)
+            paper = (inspect.getdoc(cls) or "").partition("References:")[2].strip().partition("\n")[0]
+            table.add_row(cls.__name__, summary(cls), paper, f"{sum(p.numel() for p in cls().parameters()):,}")
     console.print(table)
+    released = Table("released model", "data", "bound or likelihood, nats", title="Released", title_justify="left")
+    for path in sorted((Path(wngen.__file__).parents[1] / "checkpoints").glob("*/report.json")):
+        report = Report.read(path)
+        figures = "; ".join(f"{title} {nats}" for title, nats, *_ in report.rows if title not in ("distortion", "rate"))
+        released.add_row(f"checkpoints/{path.parent.name}", report.data_line, figures)
+    if released.row_count:
+        console.print(released)
+    else:
+        console.print("Released models lie in the folder checkpoints/ of the repository.")
 
 
 def configs_command(argv: list[str]) -> None:

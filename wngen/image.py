@@ -56,7 +56,7 @@ class ImageSpec:
         """Convert bits per dimension to nats per image, the inverse of `bits_per_dim`."""
         return bits_per_dim * (self.dims * math.log(2))
 
-    def scale(self, x: Tensor) -> Tensor:
+    def scale(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Map integer levels `(B, C, H, W)` to floats in [-1, 1].
 
         Raises:
@@ -71,7 +71,7 @@ class ImageSpec:
             raise ValueError(
                 f"images have shape {tuple(x.shape)}, the model wants (B, {', '.join(map(str, self.shape))})"
             )
-        return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
+        return x.to(dtype) * (2 / (self.levels - 1)) - 1
 
     def as_dict(self) -> dict[str, int]:
         """The four numbers by name, as a model's constructor takes them."""

@@ -126,7 +126,8 @@ class LikelihoodModel(nn.Module, PyTorchModelHubMixin, ABC):
         """Check that class labels are given exactly where the model is conditioned on them.
 
         Raises:
-            ValueError: labels missing, unwanted, or of another number than the images.
+            ValueError: labels missing, unwanted, of another number than the images, or (on a CPU; a GPU would have
+                to be waited for) out of range.
         """
         if self.num_classes is None and y is not None:
             raise ValueError("this model was built without num_classes and takes no labels y")
@@ -135,6 +136,10 @@ class LikelihoodModel(nn.Module, PyTorchModelHubMixin, ABC):
             raise ValueError(
                 f"this model is conditioned on {self.num_classes} classes: y must have shape ({n},), got {seen}"
             )
+        if self.num_classes is not None and y is not None and y.device.type == "cpu" and n:
+            low, high = int(y.min()), int(y.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f"classes y run from {low} to {high}, wanted 0 to {self.num_classes - 1}")
 
 
 class LatentVariableModel(LikelihoodModel):
@@ -191,6 +196,8 @@ class LatentVariableModel(LikelihoodModel):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw latents from the prior, and the pixels given them; see `LikelihoodModel`."""
+        if n < 1 or temperature < 0:
+            raise ValueError(f"n={n}, temperature={temperature}: wanted at least 1 image and no negative temperature")
         self.check_labels(y, n)
         return self.decode(self.prior(n, temperature, generator), y).sample(generator, temperature)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wngen.distributions import DiagonalGaussian, DiscretizedLogistic
 from wngen.models import ConvVAE
-from wngen.nn import WeightNormalized, data_dependent_init
+from wngen.nn import WeightNormalized, data_dependent_init, fold
 from wngen.noise import Noise
 
 TINY: dict[str, Any] = {"latent_dim": 3, "widths": (4, 6), "blocks": 1, "hidden": 10, "iaf_width": 8}
@@ -491,3 +491,13 @@ def test_labels_that_are_missing_or_unwanted_are_refused():
             call(x, y)
     with pytest.raises(ValueError, match="built without num_classes"):
         model.decode(z, y)
+
+
+def test_folded_to_plain_layers_it_gives_the_same_bound():
+    model = ConvVAE(1, 9, 9, 2, latent_dim=3, widths=(4, 6), blocks=1, hidden=8, iaf_width=12, prior="autoregressive")
+    x = torch.randint(0, 2, (5, 1, 9, 9), dtype=torch.uint8)
+    noise = [Noise(0, torch.arange(5)) for _ in range(2)]
+    with torch.no_grad():
+        expected, folded = model(x, noise=noise[0]).elbo_nats, fold(model)(x, noise=noise[1]).elbo_nats
+    torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-6)
+    assert fold(model).sample(2).shape == (2, 1, 9, 9)

@@ -43,14 +43,14 @@ def plain_like(kind: str, **more: object) -> nn.Module:
 
 
 def under_torch_weight_norm(layer: nn.Module, spelling: str, dim: int | None = 0) -> nn.Module:
-    """The layer under torch's weight norm, with random g."""
+    """The layer under torch's weight norm, with g of both signs."""
     if spelling == "parametrization":
         torch_weight_norm(layer, dim=dim)
-        nn.init.uniform_(layer.parametrizations.weight.original0, 0.5, 2)
+        nn.init.normal_(layer.parametrizations.weight.original0)
     else:
         with pytest.warns(FutureWarning):
             nn.utils.weight_norm(layer, dim=dim)
-        nn.init.uniform_(layer.weight_g, 0.5, 2)
+        nn.init.normal_(layer.weight_g)
     return layer
 
 
@@ -299,6 +299,14 @@ def test_masked_layers_keep_their_function(kind, gain):
     twin = make(gain=gain)
     twin.load_state_dict(from_torch_state_dict(twin, to_torch_state_dict(layer)), strict=True)
     torch.testing.assert_close(twin(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_that_was_applied_after_the_norm():
+    layer = MaskedWNLinear(torch.tensor([[1, 0, 1], [0, 1, 1]]))
+    reference = torch_weight_norm(nn.Linear(3, 2))
+    layer.load_state_dict(from_torch_state_dict(layer, reference.state_dict()), strict=True)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.mask * reference.weight, reference.bias))
 
 
 def test_layers_without_weight_norm_and_other_parts_of_a_network():

@@ -126,9 +126,13 @@ def test_starts_as_torch_does(kind):
         assert bool(part.initialized)
 
 
-def test_compiles_to_one_graph(kind):
-    layer, _, (x, state) = twins(kind)
-    x = x[:2]  # a sequence is unrolled
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [*((kind, {}) for kind in PAIRS), ("lstm", {"batch_first": True}), ("gru", {"batch_first": True})],
+)
+def test_compiles_to_one_graph(kind, settings):
+    layer, _, (x, state) = twins(kind, **settings)
+    x = x[:, :2] if settings else x[:2]  # a sequence is unrolled
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, state), layer(x, state))
