@@ -167,7 +167,8 @@ def _finish(run: Path, data: ImageDataModule, importance_samples: int | None) ->
     if isinstance(model, LatentVariableModel):
         batch = _images(model, data, "test", 32)
         save_png(reconstruct(model, batch.image, batch.label), run / "reconstructions.png")
-    draw_curves(sorted((run / "metrics").glob("version_*/metrics.csv"))[-1], run / "curves.png")
+    parts = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    draw_curves(run / "curves.png", *parts)
     save_release(model, run / "release", report, read_metadata(run))
     console.print(
         f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, "

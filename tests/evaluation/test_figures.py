@@ -69,7 +69,7 @@ def test_epochs_stand_above_the_steps(metrics: Path):
 
 
 def test_the_file_is_a_png(metrics: Path, tmp_path: Path):
-    draw_curves(metrics, tmp_path / "new" / "curves.png")
+    draw_curves(tmp_path / "new" / "curves.png", metrics)
     with Image.open(tmp_path / "new" / "curves.png") as image:
         assert image.format == "PNG"
         assert image.size == (1040, 1300)
@@ -77,7 +77,7 @@ def test_the_file_is_a_png(metrics: Path, tmp_path: Path):
 
 def test_pyplot_and_its_settings_are_left_alone(metrics: Path, tmp_path: Path):
     before = dict(matplotlib.rcParams)
-    draw_curves(metrics, tmp_path / "curves.png")
+    draw_curves(tmp_path / "curves.png", metrics)
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
 
@@ -95,10 +95,21 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path):
     for text, complaint in (
         ("", "not a metrics.csv"),
         ("epoch,loss\n0,1\n", "'step'"),
-        ("epoch,step,loss\n0,1,2\n", "neither train/elbo_nats nor val/elbo_nats; it has epoch, loss"),
+        ("epoch,step,loss\n0,1,2\n", "neither train/elbo_nats nor val/elbo_nats in it, but epoch, loss"),
         ("step,train/elbo_nats\n0,abc\n", "abc"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=complaint) as error:
             learning_curves(path)
         assert str(path) in str(error.value)
+
+
+def test_a_resumed_run_takes_over_from_where_it_was_resumed(tmp_path):
+    """What the interrupted part did after its last checkpoint was done again, and counts once."""
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("step,train/elbo_nats,val/elbo_nats\n0,-5,\n10,-4,\n10,,-4.5\n20,-9,\n")
+    second.write_text("step,train/elbo_nats\n15,-3\n25,-2\n")
+    curves = read_curves(first, second)
+    assert curves["train/elbo_nats"][0].tolist() == [0, 10, 15, 25]
+    assert curves["train/elbo_nats"][1].tolist() == [-5, -4, -3, -2]
+    assert curves["val/elbo_nats"][0].tolist() == [10]

@@ -18,53 +18,63 @@ TRANSIENT = 0.1  # the first part of a run, whose steep rise would flatten all t
 PANELS = {"elbo_nats": "ELBO", "distortion_nats": "distortion", "rate_nats": "rate"}
 
 
-def read_curves(metrics: Path | str) -> dict[str, Curve]:
+def read_curves(*metrics: Path | str) -> dict[str, Curve]:
     """Each column of a `metrics.csv` as steps and values, both `(n,)`, where it has any.
+
+    Args:
+        metrics: one file; or of a resumed run several, each of which takes over from its own first step on.
 
     Raises:
         ValueError: no such file, or it has no column `step` or no values.
     """
-    try:
-        with Path(metrics).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        columns = [name for name in rows[0] if name != "step"]
-        curves = {}
-        for name in columns:
-            points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
-            if points:
-                steps, values = np.array(points).T
-                curves[name] = steps, values
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{metrics} is not a metrics.csv with a column 'step' and values: {error!r}") from error
+    curves: dict[str, Curve] = {}
+    for path in metrics:
+        try:
+            with Path(path).open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            columns = [name for name in rows[0] if name != "step"]
+            start = min(float(row["step"]) for row in rows)
+            curves = {name: (steps[steps < start], values[steps < start]) for name, (steps, values) in curves.items()}
+            for name in columns:
+                points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+                if points:
+                    before = curves.get(name, (np.empty(0), np.empty(0)))
+                    steps, values = (np.concatenate(pair) for pair in zip(before, np.array(points).T, strict=True))
+                    curves[name] = steps, values
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a metrics.csv with a column 'step' and values: {error!r}") from error
     return curves
 
 
-def draw_curves(metrics: Path | str, path: Path | str) -> None:
+def draw_curves(path: Path | str, *metrics: Path | str) -> None:
     """Write the picture of `learning_curves` as PNG, making its folder if there is none.
 
     Args:
-        metrics: the run's `metrics.csv`.
         path: of the PNG.
+        metrics: the run's `metrics.csv`, or several of a resumed run.
 
     Raises:
         ValueError: `metrics` cannot be read, or has no bound in it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    learning_curves(metrics).savefig(path, dpi=130, format="png")
+    learning_curves(*metrics).savefig(path, dpi=130, format="png")
 
 
-def learning_curves(metrics: Path | str) -> Figure:
+def learning_curves(*metrics: Path | str) -> Figure:
     """The bound, its distortion and rate, and the learning rate of a run against steps and epochs.
 
     Args:
-        metrics: the run's `metrics.csv`, with columns such as `train/elbo_nats` and `val/rate_nats`.
+        metrics: the run's `metrics.csv`, with columns such as `train/elbo_nats` and `val/rate_nats`; or several of a
+            resumed run.
 
     Raises:
         ValueError: `metrics` cannot be read, or has no bound in it.
     """
-    curves = read_curves(metrics)
+    curves = read_curves(*metrics)
     if not {"train/elbo_nats", "val/elbo_nats"} & curves.keys():
-        raise ValueError(f"{metrics} has neither train/elbo_nats nor val/elbo_nats; it has {', '.join(curves)}")
+        raise ValueError(
+            f"{', '.join(map(str, metrics))}: neither train/elbo_nats nor val/elbo_nats in it, but {', '.join(curves)}"
+        )
     figure = Figure(figsize=(8, 10), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot, which would choose a backend for the whole process
     *panels, learning_rate = figure.subplots(len(PANELS) + 1, sharex=True, height_ratios=(3, 2, 2, 1.2))
