@@ -62,7 +62,7 @@ def test_evaluate_repeats_the_figure_of_the_run(run, tmp_path):
 
 def test_evaluate_with_importance_samples_on_a_subset_gives_a_tighter_bound(run, tmp_path):
     out = tmp_path / "k.json"
-    arguments = ["--limit=50", "--importance_samples=30", f"--out={out}", "--weights=raw", "--device=cpu"]
+    arguments = ["--limit=50", "--importance-samples=30", f"--out={out}", "--weights=raw", "--device=cpu"]
     assert main(["evaluate", str(run / "last.ckpt"), *arguments]) == 0
     report = json.loads(out.read_text())
     assert report["protocol"]["importance_samples"] == 30

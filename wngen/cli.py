@@ -32,7 +32,16 @@ from wngen.sampling import back_and_forth, grid, interpolate, reconstruct, save_
 from wngen.training import AtomicCheckpointIO, ImageGrids, Training
 
 SPEC = {"channels", "height", "width", "levels"}  # a model takes these four from the data
+OURS = {  # options of Lightning's trainer whose place is taken by ours
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "gradient_clip_algorithm",
+    "gradient_clip_val",
+    "model_registry",
+    "use_distributed_sampler",
+}
 DEFAULT_CONFIG = "quickstart"
+IMPORTANCE_SAMPLES = ("--importance-samples", "--importance_samples")  # either spelling
 
 console = Console()
 
@@ -84,11 +93,16 @@ def fit(argv: list[str]) -> None:
     parser.add_config()
     parser.add_argument("--run", type=str | None, help="The run folder; runs/<config>-<time> by default.")
     parser.add_argument("--resume", type=str | None, help="Continue the run in this folder, with its configuration.")
-    parser.add_argument("--importance_samples", type=int | None, help="K of the bound at the end; without it the ELBO.")
+    parser.add_argument(*IMPORTANCE_SAMPLES, type=int | None, help="K of the bound at the end; without it the ELBO.")
     parser.add_subclass_arguments(LikelihoodModel, "model", skip=SPEC, required=True, help="What is trained.")
     parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="What it is trained on.")
     parser.add_class_arguments(Training, "training", skip={"model"})
-    parser.add_class_arguments(pl.Trainer, "trainer")
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=OURS)
+    parser.usage = (
+        "wngen fit [--config NAME|PATH] [--run FOLDER] [--resume FOLDER] [--importance-samples K]\n"
+        "                 [--model NAME] [--model.*] [--data NAME] [--data.*] [--training.*] [--trainer.*]\n\n"
+        "`wngen fit --model.help NAME` and `--data.help NAME` list the options of a model and of a data set."
+    )
 
     resumed = _value_of("--resume", argv)
     if resumed is not None:
@@ -184,7 +198,7 @@ def evaluate_command(argv: list[str]) -> None:
     parser = _with_model("wngen evaluate", evaluate_command)
     _add_data(parser)
     parser.add_argument(
-        "--importance_samples", type=int | None, help="K of the importance-weighted bound; none by default."
+        *IMPORTANCE_SAMPLES, type=int | None, help="K of the importance-weighted bound; none by default."
     )
     parser.add_argument("--limit", type=int | None, help="Take so many images, drawn by the data's evaluation seed.")
     parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
