@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
@@ -99,9 +100,11 @@ def test_resume_goes_on_to_the_same_weights_as_an_uninterrupted_run(run, tmp_pat
 
 
 @pytest.mark.parametrize("name", packaged_configs())
-def test_every_config_takes_one_step(name, tmp_path, data_root):
-    """With the real data, since some configurations train on what is not embedded."""
+def test_every_config_takes_one_step(name, tmp_path, request):
+    """Those that train on what is not embedded are skipped without the data."""
     data = ["--data.batch_size=8"]
+    if name not in ("quickstart", "conv_vae_mnist_static"):
+        data_root = request.getfixturevalue("data_root")
     if name.endswith("cifar10"):  # the real images, in another file format
         data = ["--data=ArrayFile", "--data.levels=256", f"--data.path={data_root / 'cifar10' / 'train.npy'}", *data]
     quick = [
@@ -186,3 +189,50 @@ def test_a_conditional_model_needs_labelled_data(tmp_path, capsys):
     """The embedded static split comes without labels."""
     assert main(["fit", "--run", str(tmp_path / "run"), "--model.num_classes=10", *MINIATURE]) == 1
     assert "the model knows 10 classes, BinarizedMNIST has no labels" in capsys.readouterr().err
+
+
+def test_options_may_come_before_the_run(run, tmp_path):
+    out = tmp_path / "k.json"
+    assert main(["evaluate", "--device", "cpu", "--limit", "20", "--split", "val", f"--out={out}", str(run)]) == 0
+    assert json.loads(out.read_text())["protocol"]["data"]["split"] == "val"
+
+
+def test_resuming_with_another_model_is_refused_and_costs_nothing(run, capsys):
+    before = (run / "config.yaml").read_text()
+    assert main(["fit", "--resume", str(run), "--model.latent_dim=8"]) == 1
+    assert "latent_dim=4" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C in the middle of the second epoch."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == 6:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_from_its_last_epoch_to_the_same_weights(tmp_path, capsys, monkeypatch):
+    constant = ["--training.decay=constant", "--trainer.max_epochs=2", *MINIATURE]
+    monkeypatch.setattr("wngen.cli.ImageGrids", Interrupt)
+    assert main(["fit", "--run", str(tmp_path / "halves"), *constant]) == 1
+    assert f"--resume {tmp_path / 'halves'}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["fit", "--resume", str(tmp_path / "halves")]) == 0
+    assert main(["fit", "--run", str(tmp_path / "whole"), *constant]) == 0
+    resumed, whole = (load(tmp_path / name / "last.ckpt") for name in ("halves", "whole"))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_callbacks_from_a_configuration_and_no_logger(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        packaged_configs()["quickstart"].read_text()
+        + "  callbacks:\n    - class_path: pytorch_lightning.callbacks.EarlyStopping\n"
+        + "      init_args: {monitor: val/elbo_nats, mode: max}\n  logger: false\n"
+    )
+    run = tmp_path / "run"
+    assert main(["fit", "--config", str(config), "--run", str(run), "--trainer.max_epochs=1", *MINIATURE]) == 0
+    assert (run / "release" / "model.safetensors").is_file()
+    assert not (run / "curves.png").exists()

@@ -63,6 +63,8 @@ def load(where: Path | str, weights: Weights = "ema", device: torch.device | str
         raise ValueError(f"weights={weights!r}: wanted 'ema' or 'raw'")
     path = _locate(where)
     if path.is_dir():
+        if weights == "raw":
+            raise ValueError(f"{where} is a release, which holds the averaged weights alone: leave weights='raw' out")
         return _build(_read_config(path), _read_weights(path), None, path).to(device)
     content = _unpickle(path)
     state = {name.removeprefix(PREFIX): t for name, t in content["state_dict"].items() if name.startswith(PREFIX)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
@@ -62,8 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     _quieten()
     try:
         COMMANDS[name](rest)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MisconfigurationException) as error:
+        if os.environ.get("WNGEN_TRACEBACK"):
+            raise
         print(f"wngen {name}: error: {error}", file=sys.stderr)
+        print("With WNGEN_TRACEBACK=1 in the environment it says where.", file=sys.stderr)
         return 1
     return 0
 
@@ -106,56 +112,75 @@ def fit(argv: list[str]) -> None:
 
     resumed = _value_of("--resume", argv)
     if resumed is not None:
+        if _value_of("--run", argv) is not None:
+            parser.error("--run and --resume name one folder each, and there can be only one: leave --run out")
         if not (Path(resumed) / "last.ckpt").is_file():
             parser.error(f"--resume {resumed}: there is no last.ckpt in it; wanted the folder of an interrupted run")
         argv = ["--config", str(Path(resumed) / "config.yaml"), *argv]
     argv = parser.with_config(argv, default=DEFAULT_CONFIG)
     options = parser.parse_args(argv)
-    config = Path(argv[argv.index("--config") + 1]).stem if "--config" in argv else "run"
-    run = Path(resumed or options.run or f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}")
-    if resumed is None and run.exists() and any(run.iterdir()):
-        parser.error(f"--run {run}: exists and is not empty; continue it by --resume {run}, or name another folder")
+    config = Path(_value_of("--config", argv) or "run").stem
+    # Lightning starts further processes by the same command line: they share the first one's folder.
+    default_run = os.environ.setdefault("WNGEN_RUN", f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}")
+    is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    run = Path(resumed or options.run or default_run)
+    if resumed is None and is_first_process and any(run.glob("*.ckpt")):
+        parser.error(f"--run {run}: holds a run already; continue it by --resume {run}, or name another folder")
 
     pl.seed_everything(options.training.seed, workers=True, verbose=False)
     data = _build(options.data)
     model = _build(options.model, **data.spec.as_dict())
     _check_classes(model, data)
     training = Training(model, **options.training.as_dict())
+    if resumed is not None and (held := read_metadata(run / "last.ckpt").model) != model.config:
+        differing = [f"{name}={held.get(name)}" for name, value in model.config.items() if held.get(name) != value]
+        raise ValueError(f"--resume {run}: last.ckpt holds a {held['model']} with {', '.join(differing)}; resume it so")
+    options.trainer.precision = options.trainer.precision or _fastest_precision(options.trainer.accelerator)
     data.prepare_data()
-    trainer = _trainer(options.trainer.as_dict(), run, has_validation=data.size("val") > 0)
+    trainer = _trainer(_instantiated(options.trainer), run, has_validation=data.size("val") > 0)
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)
         options.run = options.resume = options.config = None
-        (run / "config.yaml").write_text(parser.dump(options))
+        (run / ".config.yaml.partial").write_text(parser.dump(options))
+        (run / ".config.yaml.partial").replace(run / "config.yaml")
         parameters = sum(p.numel() for p in model.parameters())
         console.print(f"{type(model).__name__}, {parameters:,} parameters, on {data.name}; writing to {run}/")
-    trainer.fit(training, datamodule=data, ckpt_path=str(run / "last.ckpt") if resumed else None, weights_only=True)
-    if trainer.interrupted:
-        raise ValueError(f"interrupted; `wngen fit --resume {run}` goes on from {run / 'last.ckpt'}")
+    checkpoint = str(run / "last.ckpt") if resumed else None
+    try:
+        trainer.fit(training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        saved = (run / "last.ckpt").is_file()
+        raise ValueError(
+            f"interrupted; `wngen fit --resume {run}` goes on from its last epoch" if saved else "interrupted"
+        ) from None
     if trainer.is_global_zero and not options.trainer.fast_dev_run:
-        _finish(run, data, options.importance_samples)
+        _finish(run, data, options.importance_samples, trainer.strategy.root_device)
+
+
+def _instantiated(options: Namespace) -> dict[str, Any]:
+    """The trainer's options with the objects, such as callbacks, that a configuration names by class."""
+    parser = Arguments()
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=OURS, instantiate=False)
+    built: dict[str, Any] = parser.instantiate(Namespace(trainer=options)).trainer.as_dict()
+    return built
 
 
 def _trainer(options: dict[str, Any], run: Path, has_validation: bool) -> pl.Trainer:
     """Lightning's trainer, writing into the run folder."""
     if options["logger"] in (None, True):
         options["logger"] = [CSVLogger(run, name="metrics"), TensorBoardLogger(run, name="tensorboard")]
-    if options["precision"] is None:
-        options["precision"] = "bf16-mixed" if _has_fast_bf16() else "32-true"
-    best = ModelCheckpoint(
-        dirpath=run,
-        filename="best",
-        monitor="val/elbo_nats" if has_validation else None,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
-    if not has_validation:
+    if options["accelerator"] == "auto" and not torch.cuda.is_available():
+        options["accelerator"] = "cpu"  # Apple's GPUs lack the double precision that figures are summed in
+    folder: dict[str, Any] = {"dirpath": run, "enable_version_counter": False}
+    checkpoints = [ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **folder)]
+    if has_validation:
+        checkpoints.append(ModelCheckpoint(filename="best", monitor="val/elbo_nats", mode="max", **folder))
+    else:
         options["limit_val_batches"] = 0
     given = options["callbacks"] or []
     given = given if isinstance(given, list) else [given]
     bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=10)]
-    options["callbacks"] = [*given, ImageGrids(), *bar, best]
+    options["callbacks"] = [*given, ImageGrids(), *bar, *checkpoints]
     plugins = options["plugins"] or []
     options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
     options["enable_model_summary"] = options["enable_model_summary"] or False
@@ -164,26 +189,29 @@ def _trainer(options: dict[str, Any], run: Path, has_validation: bool) -> pl.Tra
     return pl.Trainer(**options)
 
 
-def _has_fast_bf16() -> bool:
-    """Whether bf16 is faster than fp32 here: on CPUs without instructions for it, it is many times slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _fastest_precision(accelerator: Any) -> Literal["bf16-mixed", "32-true"]:
+    """Whichever is faster here: on a processor without instructions for bf16 it is many times slower."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
 
 
-def _finish(run: Path, data: ImageDataModule, importance_samples: int | None) -> None:
-    """Evaluate the best averaged weights on the test images, draw pictures, and make a release."""
-    model = load(run)
+def _finish(run: Path, data: ImageDataModule, importance_samples: int | None, device: torch.device) -> None:
+    """Evaluate the best averaged weights on the test images, make a release, and draw pictures."""
+    model = load(run, device=device)
     report = _evaluate(model, data, "test", importance_samples)
     report.write(run / "report.json")
+    save_release(model, run / "release", report, read_metadata(run))
     console.print(report)
     save_png(grid(_sample(model, 64), model.spec.levels), run / "samples.png")
     if isinstance(model, LatentVariableModel):
         batch = _images(model, data, "test", 32)
         save_png(reconstruct(model, batch.image, batch.label), run / "reconstructions.png")
     parts = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    draw_curves(run / "curves.png", *parts)
-    save_release(model, run / "release", report, read_metadata(run))
+    if parts:  # a user may have chosen another logger
+        draw_curves(run / "curves.png", *parts)
     console.print(
         f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, "
         "best.ckpt, last.ckpt, release/"
@@ -219,7 +247,9 @@ def evaluate_command(argv: list[str]) -> None:
     )
     console.print(report)
     where = Path(options.checkpoint)
-    out = Path(options.out) if options.out else (where if where.is_dir() else Path()) / f"report-{options.split}.json"
+    k = f"-k{options.importance_samples}" if options.importance_samples else ""
+    name = f"report-{options.split}{'' if options.weights == 'ema' else '-raw'}{k}.json"
+    out = Path(options.out) if options.out else (where if where.is_dir() else Path()) / name
     report.write(out)
     console.print(f"Written to {out}")
 
@@ -306,7 +336,10 @@ def _load(options: Any) -> LikelihoodModel:
 
 def _parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, LikelihoodModel, ImageDataModule]:
     """The options, the model on its device, and the data: what it was trained on, but for what the options change."""
-    where = next((word for word in argv if not word.startswith("-")), None)
+    # The first word that is neither an option nor, as each of them takes one, an option's value.
+    before = ["", *argv]
+    values = {i for i, word in enumerate(argv) if before[i].startswith("-") and "=" not in before[i]}
+    where = next((word for i, word in enumerate(argv) if i not in values and not word.startswith("-")), None)
     if where is not None and not {"-h", "--help"} & set(argv):
         stored = read_metadata(where).data
         if (

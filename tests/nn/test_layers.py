@@ -246,18 +246,22 @@ def test_norm_of_half_precision_parameters_is_single_precision(dtype, scale, dim
         (WNConv3d(3, 5, 3), torch.channels_last_3d),
         (WNConvTranspose2d(3, 5, 3), torch.channels_last),
         (MaskedWNConv2d(3, 5, torch.ones(3, 3).tril()), torch.channels_last),
+        (WNConv2d(3, 5, 1), torch.channels_last),
+        (WNConv2d(1, 5, 3), torch.channels_last),
+        (WNConvTranspose2d(1, 5, 3), torch.channels_last),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_channels_last_is_kept(layer, order):
-    x = torch.randn(2, 3, *[6] * (layer.v.dim() - 2))
+    x = torch.randn(2, layer.in_channels, *[6] * (layer.v.dim() - 2))
     expected = layer(x), gradients(layer(x), layer)
     layer = copy.deepcopy(layer).to(memory_format=order)
     output = layer(x.to(memory_format=order))
     grads = gradients(output, layer)
-    for t in (layer.weight, output, grads["v"]):
-        assert t.is_contiguous(memory_format=order)
-        assert not t.is_contiguous()
+    assert output.is_contiguous(memory_format=order)
+    assert not output.is_contiguous()
+    assert layer.weight.stride()[1:] == layer.v.stride()[1:]
+    (grad_v,) = torch.autograd.grad(layer.weight, layer.v, torch.ones_like(layer.v))
+    assert grad_v.stride()[1:] == layer.v.stride()[1:]
     torch.testing.assert_close((output, grads), expected, rtol=1e-4, atol=1e-5)
 
 

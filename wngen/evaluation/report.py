@@ -102,6 +102,7 @@ class Report:
     def write(self, path: Path | str) -> None:
         """Write `report.json`, beside its target first, so that no half of it is ever there."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)

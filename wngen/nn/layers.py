@@ -69,7 +69,7 @@ class _Normalize(torch.autograd.Function):
             weight.masked_fill_(zero, 0)
             norm.masked_fill_(zero, math.inf)
         ctx.save_for_backward(v, g, norm)
-        return weight if v.is_contiguous() else weight.movedim(-1, 1)
+        return _from_rows(weight, v)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,12 +81,20 @@ class _Normalize(torch.autograd.Function):
             return g / norm * grad - g * grad_g / norm**2 * v, grad_g
         backward = torch.ops.aten._weight_norm_interface_backward.default
         grad_v, grad_g = backward(_rows(grad, v), _rows(v, v), g, norm, 0)
-        return grad_v if v.is_contiguous() else grad_v.movedim(-1, 1), grad_g
+        return _from_rows(grad_v, v), grad_g
 
 
 def _rows(t: Tensor, v: Tensor) -> Tensor:
     """`t` in such an order of dimensions that it is contiguous if it has the memory format of `v`."""
     return (t if v.is_contiguous() else t.movedim(1, -1)).contiguous()
+
+
+def _from_rows(t: Tensor, v: Tensor) -> Tensor:
+    """What `_rows` gives, back in the order of `v`."""
+    if not v.is_contiguous():
+        return t.movedim(-1, 1)
+    # With one input channel, or a 1 x 1 kernel, the strides alone tell channels_last from the usual format.
+    return t if t.stride() == v.stride() else t.as_strided(v.shape, v.stride())
 
 
 class WeightNormalized(nn.Module):

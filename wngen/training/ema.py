@@ -31,6 +31,7 @@ class EMA(pl.Callback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
+        self._step = 0  # of the last update
 
     @staticmethod
     def _parameters(pl_module: pl.LightningModule) -> dict[str, Tensor]:
@@ -47,6 +48,9 @@ class EMA(pl.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         t = trainer.global_step
+        if t == self._step:  # gradients are being accumulated
+            return
+        self._step = t
         decay = min(self.decay, (1 + t) / (10 + t)) if self.decay else 0.0
         parameters = self._parameters(pl_module)
         torch._foreach_lerp_(list(self.average.values()), [parameters[name] for name in self.average], 1 - decay)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -72,7 +72,9 @@ class Training(pl.LightningModule):
         compiled: bool = False,
         seed: int = 0,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "model", "__class__")}
         super().__init__()
+        self.options: dict[str, Any] = {**arguments, "betas": list(betas)}  # plain types, for the checkpoint
         if learning_rate <= 0 or clip_norm <= 0 or skip_norm <= 0:
             raise ValueError(
                 f"learning_rate={learning_rate}, clip_norm={clip_norm}, skip_norm={skip_norm}: all must be positive"
@@ -82,10 +84,14 @@ class Training(pl.LightningModule):
                 f"free_bits={free_bits}, warmup_steps={warmup_steps}, kl_warmup_steps={kl_warmup_steps}, "
                 f"init_images={init_images} must not be negative, nor give_up_after={give_up_after} below 1"
             )
-        self.options: dict[str, Any] = {
-            name: value for name, value in locals().items() if name not in ("self", "model", "__class__")
+        choices = {
+            "optimizer": (optimizer, ("adam", "adamax")),
+            "decay": (decay, get_args(Decay)),
+            "free_bits_per": (free_bits_per, get_args(FreeBitsGroup)),
         }
-        self.options["betas"] = list(betas)
+        for name, (seen, wanted) in choices.items():
+            if seen not in wanted:
+                raise ValueError(f"{name}={seen!r}: wanted one of {', '.join(wanted)}")
         self.model = model
         self.ema = EMA(ema_decay)
         self.skipped_steps, self.skipped_in_a_row = 0, 0
@@ -131,7 +137,8 @@ class Training(pl.LightningModule):
                 self.model.parameters(),
                 options["learning_rate"],
                 tuple(options["betas"]),
-                fused=self.device.type in ("cpu", "cuda"),
+                # Lightning would leave the gradients scaled for a fused optimizer, and their norm be misread.
+                fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
             )
         else:
             optimizer = torch.optim.Adamax(self.model.parameters(), options["learning_rate"], tuple(options["betas"]))
