@@ -200,7 +200,7 @@ def test_options_may_come_before_the_run(run, tmp_path):
 def test_resuming_with_another_model_is_refused_and_costs_nothing(run, capsys):
     before = (run / "config.yaml").read_text()
     assert main(["fit", "--resume", str(run), "--model.latent_dim=8"]) == 1
-    assert "latent_dim=4" in capsys.readouterr().err
+    assert "model.latent_dim=4" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
 
 
@@ -236,3 +236,9 @@ def test_callbacks_from_a_configuration_and_no_logger(tmp_path):
     assert main(["fit", "--config", str(config), "--run", str(run), "--trainer.max_epochs=1", *MINIATURE]) == 0
     assert (run / "release" / "model.safetensors").is_file()
     assert not (run / "curves.png").exists()
+
+
+def test_resuming_with_another_learning_rate_is_refused(run, capsys):
+    """The schedule's state would override it in silence."""
+    assert main(["fit", "--resume", str(run), "--training.learning_rate=1e-5"]) == 1
+    assert "training.learning_rate=0.004" in capsys.readouterr().err

@@ -132,9 +132,8 @@ def fit(argv: list[str]) -> None:
     model = _build(options.model, **data.spec.as_dict())
     _check_classes(model, data)
     training = Training(model, **options.training.as_dict())
-    if resumed is not None and (held := read_metadata(run / "last.ckpt").model) != model.config:
-        differing = [f"{name}={held.get(name)}" for name, value in model.config.items() if held.get(name) != value]
-        raise ValueError(f"--resume {run}: last.ckpt holds a {held['model']} with {', '.join(differing)}; resume it so")
+    if resumed is not None:
+        _check_resumable(run, training)
     options.trainer.precision = options.trainer.precision or _fastest_precision(options.trainer.accelerator)
     data.prepare_data()
     trainer = _trainer(_instantiated(options.trainer), run, has_validation=data.size("val") > 0)
@@ -155,6 +154,18 @@ def fit(argv: list[str]) -> None:
         ) from None
     if trainer.is_global_zero and not options.trainer.fast_dev_run:
         _finish(run, data, options.importance_samples, trainer.strategy.root_device)
+
+
+def _check_resumable(run: Path, training: Training) -> None:
+    """What was trained so far must be what is to be trained on: neither model nor training may have changed."""
+    held = read_metadata(run / "last.ckpt")
+    for part, before, now in (
+        ("model", held.model, training.model.config),
+        ("training", held.training or {}, training.options),
+    ):
+        differing = [f"{part}.{name}={value}" for name, value in before.items() if name in now and now[name] != value]
+        if differing:
+            raise ValueError(f"--resume {run}: it was begun with {', '.join(differing)} and can only go on so")
 
 
 def _instantiated(options: Namespace) -> dict[str, Any]:

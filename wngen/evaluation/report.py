@@ -164,6 +164,7 @@ class Report:
         binarization = data.get("binarization", "none")
         parts = [
             f"{data.get('name', 'images')} {data.get('split', '')}".strip(),
+            "given their classes" if self.model.get("num_classes") else "",
             "" if binarization == "none" else f"{binarization} binarization",
             f"{n:,} images" if of == n else f"{n:,} of {of:,} images",
             "" if data.get("seed") is None else f"drawn with seed {data['seed']}",
