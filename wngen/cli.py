@@ -81,6 +81,7 @@ def _quieten() -> None:
         "Checkpoint directory .* exists",
         "`isinstance\\(treespec, LeafSpec\\)`",
         "The number of training batches",
+        "It is recommended to use .*sync_dist=True",  # what is logged is the same in every process already
     ):
         warnings.filterwarnings("ignore", message)
 
