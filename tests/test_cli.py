@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -181,8 +182,6 @@ def test_an_existing_run_is_not_overwritten(run, capsys):
 
 
 def test_data_of_another_shape_is_refused(run, tmp_path, capsys):
-    import numpy as np
-
     np.save(tmp_path / "other.npy", np.zeros((40, 8, 8), dtype=np.uint8))
     arguments = ["--data", "ArrayFile", "--data.path", str(tmp_path / "other.npy"), "--data.levels=2"]
     assert main(["evaluate", str(run), "--device=cpu", *arguments]) == 1
@@ -193,6 +192,18 @@ def test_a_conditional_model_needs_labelled_data(tmp_path, capsys):
     """The embedded static split comes without labels."""
     assert main(["fit", "--run", str(tmp_path / "run"), "--model.num_classes=10", *MINIATURE]) == 1
     assert "the model knows 10 classes, BinarizedMNIST has no labels" in capsys.readouterr().err
+
+
+def test_few_images_or_none_to_test_on_cost_nothing(tmp_path):
+    arrays = {name: np.zeros((n, 28, 28), np.uint8) for name, n in (("train", 200), ("val", 3), ("test", 3))}
+    options = ["--data=ArrayFile", "--data.levels=2", "--data.batch_size=50", "--trainer.max_epochs=1", *MINIATURE]
+    for name, splits in (("few", ["train", "val", "test"]), ("none", ["train"])):
+        np.savez(tmp_path / f"{name}.npz", **{split: arrays[split] for split in splits})
+        run = tmp_path / name
+        shares = [] if "test" in splits else ["--data.validation=0", "--data.test=0"]
+        assert main(["fit", f"--run={run}", *options, f"--data.path={tmp_path / name}.npz", *shares]) == 0
+        assert (run / "release" / "model.safetensors").is_file()
+        assert (run / "report.json").is_file() == ("test" in splits)
 
 
 def test_options_may_come_before_the_run(run, tmp_path):
@@ -270,3 +281,15 @@ def test_two_processes_follow_one(tmp_path):
         torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "12"]
     assert reports[0]["nats"]["elbo"]["mean"] == pytest.approx(reports[1]["nats"]["elbo"]["mean"], rel=1e-4)
+
+
+def test_fit_without_any_argument_is_the_quickstart(tmp_path, monkeypatch):
+    """As in the README, in a folder that it names itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WNGEN_RUN", raising=False)
+    monkeypatch.setattr("wngen.cli._finish", lambda run, *args: None)
+    monkeypatch.setattr(pl.Trainer, "fit", lambda self, *args, **kwargs: None)
+    assert main(["fit"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("quickstart-")
+    assert "wngen.data.BinarizedMNIST" in (run / "config.yaml").read_text()

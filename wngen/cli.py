@@ -122,9 +122,10 @@ def fit(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     config = Path(_value_of("--config", argv) or "run").stem
     # Lightning starts further processes by the same command line: they share the first one's folder.
-    default_run = os.environ.setdefault("WNGEN_RUN", f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}")
     is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    run = Path(resumed or options.run or default_run)
+    if is_first_process:
+        os.environ["WNGEN_RUN"] = f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = Path(resumed or options.run or os.environ["WNGEN_RUN"])
     if resumed is None and is_first_process and any(run.glob("*.ckpt")):
         parser.error(f"--run {run}: holds a run already; continue it by --resume {run}, or name another folder")
 
@@ -213,20 +214,21 @@ def _fastest_precision(accelerator: Any) -> Literal["bf16-mixed", "32-true"]:
 def _finish(run: Path, data: ImageDataModule, importance_samples: int | None, device: torch.device) -> None:
     """Evaluate the best averaged weights on the test images, make a release, and draw pictures."""
     model = load(run, device=device)
-    report = _evaluate(model, data, "test", importance_samples)
-    report.write(run / "report.json")
+    images = data.size("test")
+    report = _evaluate(model, data, "test", importance_samples) if images else None
+    if report is not None:
+        report.write(run / "report.json")
     save_release(model, run / "release", report, read_metadata(run))
-    console.print(report)
+    console.print(report or "There are no test images, and so no report.")
     save_png(grid(_sample(model, 64), model.spec.levels), run / "samples.png")
-    if isinstance(model, LatentVariableModel):
-        batch = _images(model, data, "test", 32)
+    if isinstance(model, LatentVariableModel) and images:
+        batch = _images(model, data, "test", min(32, images))
         save_png(reconstruct(model, batch.image, batch.label), run / "reconstructions.png")
     parts = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     if parts:  # a user may have chosen another logger
         draw_curves(run / "curves.png", *parts)
     console.print(
-        f"In {run}/: report.json, samples.png, reconstructions.png, curves.png, config.yaml, "
-        "best.ckpt, last.ckpt, release/"
+        f"In {run}/: " + ", ".join(sorted(f"{path.name}/" if path.is_dir() else path.name for path in run.iterdir()))
     )
 
 
@@ -478,7 +480,7 @@ def _build(options: Any, **more: Any) -> Any:
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
     """The value after `flag`, or behind its equals sign."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in zip(argv, [*argv, None][1:], strict=True):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):
