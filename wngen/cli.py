@@ -125,7 +125,10 @@ def fit(argv: list[str]) -> None:
     is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if is_first_process:
         os.environ["WNGEN_RUN"] = f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = Path(resumed or options.run or os.environ["WNGEN_RUN"])
+    named = resumed or options.run or os.environ.get("WNGEN_RUN")
+    if named is None:
+        parser.error("processes that something else than wngen starts need a folder in common: name it by --run")
+    run = Path(named)
     if resumed is None and is_first_process and any(run.glob("*.ckpt")):
         parser.error(f"--run {run}: holds a run already; continue it by --resume {run}, or name another folder")
 
