@@ -1,5 +1,8 @@
 """The architectures, one file each, readable from top to bottom."""
 
 from wngen.models.conv_vae import ConvVAE
+from wngen.models.pixelcnn import PixelCNN
+from wngen.models.pixelcnn_pp import PixelCNNPP
+from wngen.models.pixelsnail import PixelSNAIL
 
-__all__ = ["ConvVAE"]
+__all__ = ["ConvVAE", "PixelCNN", "PixelCNNPP", "PixelSNAIL"]

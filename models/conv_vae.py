@@ -28,6 +28,9 @@ from wngen.noise import Noise
 
 Likelihood = Literal["auto", "bernoulli", "categorical", "discretized_logistic"]
 
+# Of discretized logistics, whose pixels span [-1, 1]: where training begins, and what no pixel's scale falls below.
+TYPICAL_LOG_SCALE, LEAST_LOG_SCALE = -2.0, -7.0
+
 
 class Encoder(nn.Module):
     """Residual blocks at falling resolutions, then one fully connected layer: images to feature vectors."""
@@ -152,7 +155,7 @@ class ConvVAE(LatentVariableModel):
         if likelihood == "auto":
             likelihood = "bernoulli" if levels == 2 else "discretized_logistic"
         sizes = {"latent_dim": latent_dim, "blocks": blocks, "patch": patch, "hidden": hidden}
-        flow = {"iaf_steps": iaf_steps, "iaf_layers": iaf_layers}
+        flow = {"iaf_steps": iaf_steps, "iaf_width": iaf_width, "iaf_layers": iaf_layers}
         _check(spec, num_classes, widths, posterior, iaf_form, prior, likelihood, **sizes, **flow)
         self.likelihood, self.latent_dim = likelihood, latent_dim
         outputs = {"bernoulli": 1, "categorical": levels, "discretized_logistic": 2}[likelihood]
@@ -195,7 +198,8 @@ class ConvVAE(LatentVariableModel):
         if self.likelihood == "categorical":
             return Categorical(parameters)
         mean, log_scale = parameters.unbind(dim=-1)
-        return DiscretizedLogistic(mean, (log_scale - 2).clamp(min=-7), self.spec.levels)
+        above = F.softplus(log_scale + (TYPICAL_LOG_SCALE - LEAST_LOG_SCALE))  # never without a gradient, as a clamp is
+        return DiscretizedLogistic(mean, LEAST_LOG_SCALE + above, self.spec.levels)
 
     def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draw latents `(n, Z)` from the prior; the temperature scales its standard deviation."""
@@ -243,6 +247,12 @@ def _check(
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: wanted at least 1, or None for a model without labels")
     for name, size in sizes.items():
-        least = 0 if name in ("blocks", "iaf_layers") else 1
+        least = 0 if name in ("blocks", "iaf_width", "iaf_layers") else 1
         if size < least:
             raise ValueError(f"{name}={size}: wanted at least {least}")
+    is_masked = posterior == "iaf" or prior == "autoregressive"
+    if is_masked and sizes["iaf_layers"] and sizes["iaf_width"] < sizes["latent_dim"]:
+        raise ValueError(
+            f"iaf_width={sizes['iaf_width']}: wanted at least latent_dim={sizes['latent_dim']}, so that each latent "
+            "variable can depend on all before it"
+        )

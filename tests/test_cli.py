@@ -12,12 +12,17 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from wngen import load
-from wngen.arguments import packaged_configs
+from wngen.arguments import general_first, packaged_configs
+from wngen.checkpoint import save_release
 from wngen.cli import main
+from wngen.models import ConvVAE
 from wngen.nn import fold
+from wngen.training import ImageGrids
 
+RELEASED = Path(__file__).parents[1] / "checkpoints" / "conv-vae-iaf-mnist"
 MINIATURE = [
     "--model.widths=[4]", "--model.patch=4", "--model.hidden=16", "--model.iaf_width=16", "--model.latent_dim=4",
     "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1",
@@ -107,33 +112,43 @@ def test_resume_goes_on_to_the_same_weights_as_an_uninterrupted_run(run, tmp_pat
 @pytest.mark.parametrize("name", packaged_configs())
 def test_every_config_takes_one_step(name, tmp_path, request):
     """Those that train on what is not embedded are skipped without the data."""
-    data = ["--data.batch_size=8"]
-    if name not in ("quickstart", "conv_vae_mnist_static"):
+    data = ["--data.batch_size=4"]
+    chosen = yaml.safe_load(packaged_configs()[name].read_text())["data"]
+    if chosen["class_path"] != "BinarizedMNIST" or chosen["init_args"].get("binarization") == "dynamic":
         data_root = request.getfixturevalue("data_root")
     if name.endswith("cifar10"):  # the real images, in another file format
         data = ["--data=ArrayFile", "--data.levels=256", f"--data.path={data_root / 'cifar10' / 'train.npy'}", *data]
     quick = [
         "--trainer.fast_dev_run=1",
-        "--training.init_images=16",
+        "--training.init_images=8",
+        "--images.every_n_epochs=0",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
     ]
     assert main(["fit", "--config", name, "--run", str(tmp_path / "run"), *data, *quick]) == 0
 
 
-def test_configs_and_models_are_listed(capsys):
+def test_configs_and_models_are_listed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("rich._console", Console(width=100))
     assert main(["configs"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in packaged_configs())
+    released = load(RELEASED)
+    assert f"{sum(p.numel() for p in released.parameters()):,}" in listed  # of conv_vae_mnist_dynamic
     assert main(["models"]) == 0
     listed = capsys.readouterr().out
     assert "ConvVAE" in listed
-    assert all(name in listed for name in packaged_configs())
+    assert "conv-vae-iaf-mnist" in listed
+    monkeypatch.setattr("wngen.__file__", str(tmp_path / "site-packages" / "wngen" / "__init__.py"))
+    assert main(["models"]) == 0
+    assert "they lie in the folder checkpoints/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", packaged_configs())
 def test_every_config_says_what_it_trains(name):
     text = packaged_configs()[name].read_text()
     assert text.startswith("# ")
-    assert {"model", "data", "training", "trainer"} >= yaml.safe_load(text).keys()
+    assert {"model", "data", "training", "trainer", "images"} >= yaml.safe_load(text).keys()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +161,8 @@ def test_every_config_says_what_it_trains(name):
         (["fit", "--model", "ConvVEA"], "no model called 'ConvVEA'; did you mean 'ConvVAE'?"),
         (["fit", "--training.learning_rat", "3"], "did you mean '--training.learning_rate'?"),
         (["fit", "--trainer.max_epoch", "3"], "did you mean '--trainer.max_epochs'?"),
+        (["fit", "--images.count", "0"], "count=0"),
+        (["evaluate", str(RELEASED), "--data.path", "x"], "BinarizedMNIST has no option 'path'"),
         (["fit", "--model.latent_dim", "many"], "Expected a int. Got value: many"),
         (["fit", "--resume", "nowhere"], "no last.ckpt in it"),
         (["evaluate", "nowhere"], "nowhere"),
@@ -206,6 +223,60 @@ def test_few_images_or_none_to_test_on_cost_nothing(tmp_path):
         assert (run / "report.json").is_file() == ("test" in splits)
 
 
+def test_the_precision_of_training_goes_into_report_and_release_and_is_found_again(run, tmp_path):
+    for where in (run, run / "last.ckpt", run / "release"):
+        out = tmp_path / "report.json"
+        assert main(["evaluate", str(where), "--limit=20", f"--out={out}", "--device=cpu"]) == 0
+        assert json.loads(out.read_text())["protocol"]["training_precision"] == "32-true"
+    assert json.loads((run / "report.json").read_text())["protocol"]["training_precision"] == "32-true"
+    assert "float32 (trained in 32-true)" in (run / "release" / "README.md").read_text()
+
+
+def test_without_an_average_weights_are_called_raw(tmp_path, capsys):
+    arrays = {split: np.zeros((n, 28, 28), np.uint8) for split, n in (("train", 100), ("val", 3), ("test", 5))}
+    np.savez(tmp_path / "few.npz", **arrays)
+    run = tmp_path / "run"
+    # In any order: what configures the data comes before the data is named, and the configuration last.
+    data = [f"--data.path={tmp_path / 'few.npz'}", "--data.levels", "2", "--data.batch_size=50", "--data", "ArrayFile"]
+    options = ["--training.ema_decay=0", "--images.count=3", "--images.seed=5", "--trainer.max_epochs=1", *MINIATURE]
+    assert main(["fit", f"--run={run}", *data, *options, "--config", "quickstart"]) == 0
+    assert json.loads((run / "report.json").read_text())["protocol"]["weights"] == "raw"
+    assert "raw weights" in (run / "release" / "README.md").read_text()
+    for where in (run, run / "release"):
+        assert main(["evaluate", str(where), "--device=cpu"]) == 0
+        assert "EMA" not in capsys.readouterr().out
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["images"] == {"count": 3, "every_n_epochs": 1, "seed": 5}
+    with Image.open(next((run / "images").glob("samples-*.png"))) as picture:
+        assert picture.size == (2 * 86 + 2, 2 * 86 + 2)  # 28 pixels at scale 3 and a gap, in two columns and rows
+
+
+def test_the_order_of_words_does_not_matter():
+    words = ["RUN", "--data.path", "x", "--limit=3", "--data", "MNIST", "--config=a", "--split", "val", "--config", "b"]
+    assert general_first(words) == [
+        "--config=a", "--config", "b", "--data", "MNIST", "RUN", "--data.path", "x", "--limit=3", "--split", "val",
+    ]  # fmt: skip
+    assert general_first(["--run", "x", "--data"]) == ["--run", "x", "--data"]
+    assert general_first(["--data.path=x", "--data"]) == ["--data", "--data.path=x"]
+
+
+def test_pictures_of_a_conditional_model(tmp_path):
+    """All commands give it its classes."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 2, (60, 28, 28), dtype=np.uint8), rng.integers(0, 3, 60)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels)
+    torch.manual_seed(0)
+    tiny = {"widths": (4,), "patch": 4, "hidden": 16, "iaf_width": 16, "latent_dim": 4}
+    save_release(ConvVAE(num_classes=3, **tiny), tmp_path / "release")
+    data = ["--data.levels=2", f"--data.path={tmp_path / 'labelled.npz'}", "--data=ArrayFile"]
+    release = [str(tmp_path / "release"), "--device=cpu"]
+    assert main(["sample", *release, "-n=6", "--label=2", f"--out={tmp_path / 's.png'}"]) == 0
+    assert main(["sample", *release, "-n=6", "--label=3", f"--out={tmp_path / 's.png'}"]) == 1
+    for command in ("reconstruct", "interpolate"):
+        assert main([command, *release, *data, "-n=2", "--split=train", f"--out={tmp_path / command}.png"]) == 0
+        assert (tmp_path / f"{command}.png").is_file()
+
+
 def test_options_may_come_before_the_run(run, tmp_path):
     out = tmp_path / "k.json"
     assert main(["evaluate", "--device", "cpu", "--limit", "20", "--split", "val", f"--out={out}", str(run)]) == 0
@@ -219,7 +290,7 @@ def test_resuming_with_another_model_is_refused_and_costs_nothing(run, capsys):
     assert (run / "config.yaml").read_text() == before
 
 
-class Interrupt(pl.Callback):
+class Interrupt(ImageGrids):
     """Ctrl-C in the middle of the second epoch."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
@@ -229,7 +300,7 @@ class Interrupt(pl.Callback):
 
 def test_an_interrupted_run_goes_on_from_its_last_epoch_to_the_same_weights(tmp_path, capsys, monkeypatch):
     constant = ["--training.decay=constant", "--trainer.max_epochs=2", *MINIATURE]
-    monkeypatch.setattr("wngen.cli.ImageGrids", Interrupt)
+    monkeypatch.setattr("wngen.cli.fitting.ImageGrids", Interrupt)
     assert main(["fit", "--run", str(tmp_path / "halves"), *constant]) == 1
     assert f"--resume {tmp_path / 'halves'}" in capsys.readouterr().err
     monkeypatch.undo()
@@ -287,7 +358,7 @@ def test_fit_without_any_argument_is_the_quickstart(tmp_path, monkeypatch):
     """As in the README, in a folder that it names itself."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WNGEN_RUN", raising=False)
-    monkeypatch.setattr("wngen.cli._finish", lambda run, *args: None)
+    monkeypatch.setattr("wngen.cli.run.Run.finish", lambda self, *args: None)
     monkeypatch.setattr(pl.Trainer, "fit", lambda self, *args, **kwargs: None)
     assert main(["fit"]) == 0
     (run,) = (tmp_path / "runs").iterdir()

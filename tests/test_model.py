@@ -29,9 +29,13 @@ class GaussianPixels(PixelDistribution):
     def log_prob(self, x: Tensor) -> Tensor:
         return self._normal.log_prob(x.double())
 
-    def sample(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float64)
-        return (self.mean + temperature * PIXEL_STD * noise).round().clamp(0, self.levels - 1).to(torch.uint8)
+    @property
+    def _uniform_like(self) -> Tensor:
+        return self.mean
+
+    def _draw(self, uniform: Tensor, temperature: float) -> Tensor:
+        value = self.mean + temperature * PIXEL_STD * torch.special.ndtri(uniform)
+        return value.round().clamp(0, self.levels - 1).to(torch.uint8)
 
     @property
     def mean(self) -> Tensor:

@@ -82,6 +82,15 @@ def test_repeat_gives_each_image_its_numbers_under_each_draw(kind):
     torch.testing.assert_close(torch.cat(parts), repeated.flatten(0, 1), rtol=0, atol=0)
 
 
+def test_repetitions_of_another_draw_than_the_first_are_refused():
+    """They would be the numbers of draw 0's repetitions, in silence."""
+    index = torch.tensor([4, 9, 2])
+    for draw in (3, torch.tensor([0, 1, 0]), 2**40):
+        with pytest.raises(ValueError, match="repetitions are the draws of noise with draw=0"):
+            Noise(1, index, draw).repeat(range(2))
+    assert torch.equal(Noise(1, index, torch.zeros(3)).repeat([7]).normal(2), Noise(1, index, 7).normal(2))
+
+
 def test_one_draw_for_each_image():
     index, draws = torch.tensor([4, 4, 9]), torch.tensor([0, 1, 7])
     together = Noise(3, index, draws).normal(5)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
@@ -41,45 +42,95 @@ def config_path(name_or_path: str) -> Path:
     return known[name_or_path]
 
 
-class Arguments(ArgumentParser):
-    """A parser that explains a mistake in a line or two, and takes no abbreviations for options.
+def summary(function: Callable[..., Any] | type) -> str:
+    """First line of the docstring."""
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
-    Attributes:
-        command: what was typed, such as `wngen fit`; parsers of nested options, which jsonargparse makes, speak in
-            its name too.
+
+def value_of(flag: str, argv: list[str]) -> str | None:
+    """The value after `flag`, or behind its equals sign."""
+    for word, following in zip(argv, [*argv, None][1:], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def general_first(argv: list[str]) -> list[str]:
+    """`argv` with each `--config` first, then each option such as `--data` of which there are parts, `--data.path`.
+
+    In this order jsonargparse wants them: a configuration read later would undo what was said before it, and of a
+    class not yet named it knows no options.
     """
+    groups = {word.partition(".")[0] for word in argv if word.startswith("--") and "." in word.partition("=")[0]}
+    configs: list[str] = []
+    wholes: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        place = configs if flag == "--config" else wholes if flag in groups else others
+        place.append(word)
+        if place is not others and not equals:
+            place.extend(itertools.islice(words, 1))  # its value
+    return configs + wholes + others
 
-    command: ClassVar[str] = "wngen"
+
+def build(options: Any, **more: Any) -> Any:
+    """An object from its `class_path` and `init_args`, and more arguments."""
+    module, _, name = options.class_path.rpartition(".")
+    arguments = options.get("init_args") or {}
+    return getattr(import_module(module), name)(**{**more, **dict(arguments)})
+
+
+class Arguments(ArgumentParser):
+    """A parser that explains a mistake in a line or two, and takes no abbreviations for options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-        Arguments.command = kwargs.get("prog", Arguments.command)
 
     def add_config(self) -> None:
-        """Add `--config`, which takes a name or a path; see `with_config`."""
+        """Add `--config`, which takes a name or a path; see `prepared`."""
         self.add_argument("--config", action=ActionConfigFile, help="A packaged configuration's name, or a YAML file.")
 
-    def with_config(self, argv: list[str], default: str | None = None) -> list[str]:
-        """`argv` with the name after `--config` replaced by its file, and `default` put first where there is none."""
-        out, expects_value, given = [], False, False
-        for word in argv:
+    def add_importance_samples(self, meaning: str) -> None:
+        """Add `--importance-samples`, in either spelling."""
+        self.add_argument("--importance-samples", "--importance_samples", type=int | None, help=meaning)
+
+    def prepared(self, argv: list[str], default: str | None = None) -> list[str]:
+        """What was typed, made ready to be parsed.
+
+        Args:
+            argv: the words; in whatever order, see `general_first`.
+            default: the configuration where none is named.
+
+        Returns:
+            The words with the file of each configuration in place of its name.
+        """
+        if default is not None and value_of("--config", argv) is None:
+            argv = ["--config", default, *argv]
+        out = general_first(argv)
+        for i, word in enumerate(out):
             flag, equals, value = word.partition("=")
-            if expects_value or (flag == "--config" and equals):
+            is_value = i > 0 and out[i - 1] == "--config"
+            if is_value or (flag == "--config" and equals):
                 try:
-                    word = str(config_path(word if expects_value else value))
+                    out[i] = str(config_path(word)) if is_value else f"--config={config_path(value)}"
                 except ValueError as error:
                     self.error(str(error))
-                out.append(word if expects_value else f"--config={word}")
-                expects_value, given = False, True
-            else:
-                out.append(word)
-                expects_value = word == "--config"
-        return out if given or default is None else ["--config", str(config_path(default)), *out]
+        return out
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong, with the nearest right name, and exit with status 2."""
-        print(f"{self.command}: error: {self.explain(message)}", file=sys.stderr)
-        print(f"`{self.command} --help` lists what there is.", file=sys.stderr)
+        """Print what is wrong, with the nearest right name, and exit with status 2.
+
+        Raises:
+            ArgumentError: in a parser of nested options, whose mistakes the parser around it explains.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        print(f"{self.prog}: error: {self.explain(message)}", file=sys.stderr)
+        print(f"`{self.prog} --help` lists what there is.", file=sys.stderr)
         sys.exit(2)
 
     def explain(self, message: str) -> str:

@@ -71,6 +71,10 @@ class ImageSpec:
             raise ValueError(
                 f"images have shape {tuple(x.shape)}, the model wants (B, {', '.join(map(str, self.shape))})"
             )
+        return self.scale_levels(x, dtype)
+
+    def scale_levels(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The same map for a part of the images, of any shape."""
         return x.to(dtype) * (2 / (self.levels - 1)) - 1
 
     def as_dict(self) -> dict[str, int]:

@@ -64,7 +64,16 @@ class Noise:
         return cls(seed, torch.arange(batch_size, device=device))
 
     def repeat(self, draws: Iterable[int]) -> Noise:
-        """Noise for every image under each of `draws`, as rows `(k b)`: the draw changes slowest."""
+        """Noise for every image under each of `draws`, as rows `(k b)`: the draw changes slowest.
+
+        Raises:
+            ValueError: this noise is itself another draw than 0, whose repetitions would be draws of other noise.
+        """
+        if self.draw.any():
+            raise ValueError(
+                f"noise of draw {int(self.draw.max())} cannot be repeated: repetitions are the draws of noise with "
+                "draw=0; take that, and another seed where their numbers must differ from those of earlier ones"
+            )
         ids = torch.tensor(list(draws), device=self.index.device)
         return Noise(self.seed, self.index.repeat(len(ids)), ids.repeat_interleave(len(self.index)))
 

@@ -41,6 +41,27 @@ def test_dynamic_binarization_does_not_depend_on_the_batch(grey):
     assert torch.equal(torch.cat([part.index for part in parts]), order)
 
 
+@pytest.mark.parametrize("binarization", ["dynamic", "threshold"])
+def test_of_a_subset_no_other_images_are_binarized(grey, binarization, monkeypatch):
+    _, path = grey
+    data, whole = (ArrayFile(path, binarization=binarization) for _ in range(2))
+    (full,) = whole.evaluation_batches("train", COUNT)
+    binarized = []
+
+    def counting(image, *arguments):
+        binarized.append(len(image))
+        return binarize(image, *arguments)
+
+    monkeypatch.setattr("wngen.data.datamodule.binarize", counting)
+    (part,) = data.evaluation_batches("train", 30, limit=30)
+    assert sum(binarized) == 30
+    assert torch.equal(part.image, full.image[part.index])
+    assert part.label is None
+    (again,) = whole.evaluation_batches("train", 30, limit=30)
+    assert torch.equal(again.image, part.image)
+    assert data.protocol("train", 30)["sha256"] == whole.protocol("train", 30)["sha256"]
+
+
 def test_dynamic_binarization_has_the_levels_as_its_mean(grey):
     _, path = grey
     data = ArrayFile(path, binarization="dynamic")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from wngen.checkpoint import save_release
 from wngen.evaluation import Evaluation, Report, weights_sha256
 from wngen.evaluation.card import model_card
 from wngen.models import ConvVAE
@@ -152,6 +154,24 @@ def test_the_table_shows_figures_and_protocol(model: ConvVAE, evaluation: Evalua
         assert words in " ".join(text.split())
 
 
+def test_the_precision_of_training_is_stated_if_it_is_known(model: ConvVAE, evaluation: Evaluation, tmp_path: Path):
+    known = Report.of(evaluation, model, DATA, "ema", "bf16-mixed")
+    assert known.protocol["training_precision"] == "bf16-mixed"
+    assert "float32 (trained in bf16-mixed)" in known.protocol_line
+    card = model_card(model, "conv-vae", known)
+    assert known.protocol_line in card.text
+    assert all(result.metric_args["training_precision"] == "bf16-mixed" for result in card.data.eval_results)
+    unknown = Report.of(evaluation, model, DATA, "ema")
+    assert unknown.protocol["training_precision"] is None
+    older = replace(unknown, protocol={k: v for k, v in unknown.protocol.items() if k != "training_precision"})
+    older.write(tmp_path / "report.json")
+    older = Report.read(tmp_path / "report.json")
+    for report in (unknown, older):
+        assert "trained" not in report.protocol_line
+        card = model_card(model, "conv-vae", report)
+        assert "training_precision" not in card.data.eval_results[0].metric_args
+
+
 def test_the_rate_is_not_shown_twice(model: ConvVAE, evaluation: Evaluation):
     single = replace(evaluation, layer_kl_nats=evaluation.layer_kl_nats[:, :1], log_likelihood_nats=None)
     single = replace(single, importance_samples=None)
@@ -210,3 +230,24 @@ def test_a_card_without_a_report_claims_nothing(model: ConvVAE):
     card = model_card(model, "conv-vae")
     assert card.data.eval_results is None
     assert "nats" not in card.text
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_the_snippet_of_a_card_runs_beside_the_release(
+    num_classes: int | None, evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tiny = ConvVAE(
+        1, 8, 8, 2, latent_dim=3, widths=(4,), blocks=1, hidden=8, iaf_width=8, num_classes=num_classes
+    ).eval()
+    save_release(tiny, tmp_path / "tiny", Report.of(evaluation, tiny, DATA, "ema"))
+    text = (tmp_path / "tiny" / "README.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), scope)
+    assert scope["images"].shape == (16, 1, 8, 8)
+    assert scope["images"].dtype == torch.uint8
+    assert "(16, 1, 8, 8)" in snippet
+    assert ("unconditional-image-generation" in text) == (num_classes is None)
+    assert ("pipeline_tag" in text) == (num_classes is None)
+    assert ("type: conditional-image-generation" in text) == (num_classes is not None)

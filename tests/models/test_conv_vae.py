@@ -149,9 +149,31 @@ def test_distortion_and_rate_are_those_computed_by_hand(
     elif likelihood == "categorical":
         log_probs = parameters.softmax(dim=-1).gather(-1, x.long()[..., None])[..., 0].log()
     else:
-        location, log_scale = parameters[..., 0], (parameters[..., 1] - 2).clamp(min=-7)
+        location, log_scale = parameters[..., 0], -7 + (1 + (parameters[..., 1] + 5).exp()).log()
         log_probs = DiscretizedLogistic(location, log_scale, levels).log_prob(x)
     torch.testing.assert_close(bound.distortion_nats, -log_probs.sum(dim=(1, 2, 3)), rtol=1e-11, atol=1e-11)
+
+
+def test_scales_have_a_floor_and_a_gradient_everywhere():
+    model, z = tiny(levels=256, likelihood="discretized_logistic"), torch.zeros(1, 3, dtype=torch.float64)
+    raw = torch.tensor([-30.0, -6, -5, 0, 4], dtype=torch.float64, requires_grad=True)
+    log_scales = []
+    for value in raw:
+        model.decoder.forward = lambda z, y, value=value: torch.stack([value * 0, value]).expand(1, 1, 5, 7, 2)
+        log_scales.append(model.decode(z).log_scale.flatten()[0])
+    log_scale = torch.stack(log_scales)
+    assert (log_scale >= -7).all()
+    assert (log_scale.diff() > 0).all()
+    torch.testing.assert_close(
+        log_scale[3:], raw[3:] - 2, rtol=0, atol=0.01
+    )  # no floor to be felt where they usually are
+    (gradient,) = torch.autograd.grad(log_scale.sum(), raw)
+    assert (gradient > 0).all()
+
+
+def test_a_width_that_nothing_uses_is_not_looked_at():
+    for unused in ({"posterior": "diagonal"}, {"iaf_layers": 0}):
+        ConvVAE(**(TINY | unused | {"iaf_width": 2}))
 
 
 def test_the_closed_form_rate_is_the_mean_of_the_sampled_one():
@@ -452,7 +474,11 @@ def test_double_precision_agrees_with_single():
         ({"blocks": -1}, "blocks=-1: wanted at least 0"),
         ({"iaf_steps": 0}, "iaf_steps=0: wanted at least 1"),
         ({"iaf_layers": -1}, "iaf_layers=-1: wanted at least 0"),
-        ({"iaf_width": 2}, "width=2: wanted at least dim=3"),
+        ({"iaf_width": 2}, "iaf_width=2: wanted at least latent_dim=3"),
+        (
+            {"iaf_width": 2, "posterior": "diagonal", "prior": "autoregressive"},
+            "iaf_width=2: wanted at least latent_dim=3",
+        ),
         ({"num_classes": 0}, "num_classes=0: wanted at least 1, or None"),
     ],
 )

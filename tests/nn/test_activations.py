@@ -47,3 +47,20 @@ def test_concat_elu_shows_both_sides():
     assert y.shape == (2, 6, 4)
     torch.testing.assert_close(y[:, :3], F.elu(x))
     torch.testing.assert_close(y[:, 3:], F.elu(-x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_derivatives_of_concat_elu(dtype):
+    x = torch.randn(2, 3, 4, 5).to(dtype).to(memory_format=torch.channels_last)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weight = torch.randn(2, 6, 4, 5).to(dtype)
+    (concat_elu(a) * weight).sum().backward()
+    (F.elu(torch.cat([b, -b], dim=1)) * weight).sum().backward()
+    tolerance = max(torch.finfo(dtype).eps, 2e-7)
+    torch.testing.assert_close(a.grad, b.grad, rtol=2 * tolerance, atol=4 * tolerance)
+    assert concat_elu(a).is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(concat_elu(a), concat_elu(x), rtol=0, atol=0)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(concat_elu, a)
+        assert torch.autograd.gradgradcheck(concat_elu, a)

@@ -26,7 +26,7 @@ def test_gated_residual_block_by_its_formula():
         return torch.cat([F.elu(x), F.elu(-x)], dim=1)
 
     h = F.conv2d(concat_elu(x), block.first.weight, block.first.bias, padding=1)
-    h = h + F.conv2d(concat_elu(aux), block.aux.weight, block.aux.bias)
+    h = h + F.conv2d(concat_elu(aux), block.aux.conv.weight, block.aux.conv.bias)
     h = F.conv2d(concat_elu(h), block.second.weight, block.second.bias, padding=1)
     h = h + block.label.weight[y][:, :, None, None]
     torch.testing.assert_close(block(x, aux, y), x + h[:, :4] * h[:, 4:].sigmoid())

@@ -73,10 +73,26 @@ def test_a_conditional_model_needs_its_classes():
     with torch.no_grad():
         expected = means(vae, vae.represent(x, y), y)
     assert torch.equal(tile(reconstruct(vae, x, y, columns=4, scale=1), 1, 2), expected[2, 0])
-    assert torch.equal(interpolate(vae, x, x.flip(0), 2, y)[:, 0], expected)
-    for call in (lambda: reconstruct(vae, x), lambda: interpolate(vae, x, x, 3)):
+    for call in (lambda: reconstruct(vae, x), lambda: interpolate(vae, x, x, 3), lambda: interpolate(vae, x, x, 3, y)):
         with pytest.raises(ValueError, match="conditioned on 3 classes"):
             call()
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5])
+def test_each_end_of_the_way_has_its_own_class(steps: int):
+    vae, a, b = model(num_classes=3), images(4), images(4)
+    y_a, y_b = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    for label in (vae.encoder.label, vae.decoder.label):
+        torch.nn.init.normal_(label.weight, std=3)  # classes that differ visibly
+    way = interpolate(vae, a, b, steps, y_a, y_b)
+    with torch.no_grad():
+        start, end = vae.represent(a, y_a), vae.represent(b, y_b)
+    for i in range(steps):
+        y = y_a if i <= (steps - 1) / 2 else y_b
+        expected = means(vae, torch.lerp(start, end, i / (steps - 1)), y)
+        assert torch.equal(way[:, i], expected)
+    assert not torch.equal(way[:, -1], means(vae, end, y_a))
+    assert torch.equal(way[:, 0], interpolate(vae, b, a, steps, y_b, y_a)[:, -1])
 
 
 def test_nothing_is_random_and_no_gradient_is_kept():

@@ -169,6 +169,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         noise = Noise(derived_seed(seed, "binarization", split), batch.index, draw)
         return binarize(batch.image, self.binarization, noise)
 
+    def _final_batches(self, split: Split, batch_size: int, index: Tensor) -> Iterator[Batch]:
+        """Images `(N,)` of a split as they are evaluated. Of a part of it, no others are binarized."""
+        if len(index) == self.size(split) or split in self._final:
+            return self.final_images(split).batches(batch_size, index)
+        batches = self.images(split).batches(batch_size, index)
+        return (batch._replace(image=self._binarized(batch, split, None)) for batch in batches)
+
     def augment(self, batch: Batch, epoch: int) -> Batch:
         """A training batch as epoch number `epoch` sees it: binarized, and flipped where the coin says so."""
         image = self._binarized(batch, "train", epoch)
@@ -241,8 +248,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: wanted at least 1")
-        index = self._chosen(split, limit)[rank::world_size]
-        return self.final_images(split).batches(batch_size, index)
+        return self._final_batches(split, batch_size, self._chosen(split, limit)[rank::world_size])
 
     def protocol(self, split: Split, limit: int | None = None) -> dict[str, Any]:
         """What a figure measured on `evaluation_batches(split, limit=limit)` was measured on.
@@ -254,7 +260,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         digest = hashlib.sha256()
         index = self._chosen(split, limit)
-        for batch in self.final_images(split).batches(CHUNK, index):
+        for batch in self._final_batches(split, CHUNK, index):
             digest.update(batch.image.numpy().data)
         drawn = len(index) < self.size(split) or self.binarization == "dynamic"
         return {

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from wngen.evaluation.report import Report
 from wngen.model import LikelihoodModel
 
-TASK = "unconditional-image-generation"
+UNCONDITIONAL, CONDITIONAL = "unconditional-image-generation", "conditional-image-generation"
 
 
 def model_card(model: LikelihoodModel, name: str, report: Report | None = None) -> ModelCard:
@@ -34,21 +34,29 @@ def model_card(model: LikelihoodModel, name: str, report: Report | None = None) 
         sections += ["## Figures", f"{report.data_line}.", _markdown(report), report.protocol_line]
     sections += [
         "## Use",
-        "```python\nimport wngen\n\n"
-        f'model = wngen.load("{name}")  # this folder, or its id on the hub\n'
-        f"images = model.sample(16)  # (16, {size.replace(' x', ',')}) uint8 levels\n```",
+        f"```python\n{_snippet(model, name)}```",
         "## Configuration",
         f"```json\n{json.dumps(model.config, indent=2)}\n```",
     ]
     data = ModelCardData(
         library_name="wngen",
         tags=["wngen", "likelihood", "weight-normalization"],
-        pipeline_tag=TASK,
+        pipeline_tag=None if model.num_classes else UNCONDITIONAL,  # the hub has no tag for class-conditional images
         model_name=name,
         eval_results=None if report is None else _results(report),
     )
     body = "\n\n".join(sections)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _snippet(model: LikelihoodModel, name: str) -> str:
+    """How to load the model and sample from it."""
+    shape = f"(16, {', '.join(map(str, model.spec.shape))}) uint8 levels"
+    load = f'model = wngen.load("{name}")  # this folder, or its id on the hub\n'
+    if model.num_classes is None:
+        return f"import wngen\n\n{load}images = model.sample(16)  # {shape}\n"
+    classes = f"y = torch.arange(16) % {model.num_classes}  # all classes in turn\n"
+    return f"import torch\nimport wngen\n\n{load}{classes}images = model.sample(16, y)  # {shape}\n"
 
 
 def _markdown(report: Report) -> str:
@@ -60,12 +68,13 @@ def _markdown(report: Report) -> str:
 def _results(report: Report) -> list[EvalResult]:
     """The bounds as entries of a model index, each with the protocol that makes it comparable."""
     data, protocol = report.protocol["data"], report.protocol
-    stated = {key: protocol[key] for key in ("weights", "weights_sha256", "dtype", "seed", "images")}
+    keys = ("weights", "weights_sha256", "dtype", "training_precision", "seed", "images")
+    stated = {key: protocol[key] for key in keys if protocol.get(key) is not None}
     samples = {"elbo": {}, "log_likelihood": {"importance_samples": protocol["importance_samples"]}}
     units = {"nats": report.nats, "bits_per_dim": report.bits_per_dim}
     return [
         EvalResult(
-            task_type=TASK,
+            task_type=CONDITIONAL if report.model.get("num_classes") else UNCONDITIONAL,
             dataset_type=re.sub(r"\W+", "-", str(data.get("name", "images"))).lower(),
             dataset_name=report.data_line,
             dataset_split=data.get("split"),

@@ -68,7 +68,7 @@ def evaluate(
     images: int,
     importance_samples: int | None = None,
     seed: int = 0,
-    chunk: int = 1024,
+    chunk: int | None = None,
     device: torch.device | str | None = None,
     progress: bool | FractionDone = False,
 ) -> Evaluation:
@@ -85,13 +85,15 @@ def evaluate(
         importance_samples: K of the importance-weighted bound, whose time grows with K; None leaves it out. An
             exact model has no use for it.
         seed: of the noise.
-        chunk: images, or samples of them, that go through the model at once; it bounds the memory.
+        chunk: images, or samples of them, that go through the model at once; it bounds the memory. By default what
+            the model says.
         device: where to run; where the model is by default.
         progress: whether to show a bar with the remaining time; or what to call with the fraction done.
 
     Raises:
         ValueError: an index missing or repeated, or a value that is not finite; the message names the index.
     """
+    chunk = model.chunk if chunk is None else chunk
     if images < 1 or chunk < 1 or (importance_samples is not None and importance_samples < 1):
         raise ValueError(f"{images=}, {chunk=}, {importance_samples=}: each must be at least 1")
     started = time.perf_counter()

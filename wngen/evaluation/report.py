@@ -36,9 +36,10 @@ class Report:
         model: the model's configuration.
         nats: figures in nats per image, averaged over images.
         bits_per_dim: the same as costs in bits per sub-pixel: of `elbo` and `log_likelihood` the negative.
-        protocol: `data` (the data set's protocol), `images`, `weights` (`ema` or `raw`), `weights_sha256`, `dtype`,
-            `seed`, `estimator`, `importance_samples` (K, or None), `confidence` and `resamples` of the bootstrap,
-            `versions`, `device`, `wall_seconds`.
+        protocol: `data` (the data set's protocol), `images`, `weights` (`ema` or `raw`), `weights_sha256`, `dtype` of
+            the evaluation, `training_precision` (None, or absent from older reports, if it is not known), `seed`,
+            `estimator`, `importance_samples` (K, or None), `confidence` and `resamples` of the bootstrap, `versions`,
+            `device`, `wall_seconds`.
         schema: version of this form.
     """
 
@@ -49,7 +50,14 @@ class Report:
     schema: int = SCHEMA
 
     @classmethod
-    def of(cls, evaluation: Evaluation, model: LikelihoodModel, data: Mapping[str, Any], weights: Weights) -> Report:
+    def of(
+        cls,
+        evaluation: Evaluation,
+        model: LikelihoodModel,
+        data: Mapping[str, Any],
+        weights: Weights,
+        training_precision: str | None = None,
+    ) -> Report:
         """Sum an evaluation up.
 
         Args:
@@ -57,6 +65,7 @@ class Report:
             model: what was evaluated; its weights are hashed.
             data: what the images were, a JSON-able protocol that says how many in `images`.
             weights: whether the model held the averaged or the raw weights.
+            training_precision: such as `bf16-mixed`, in which the model was trained; None if it is not known.
 
         Raises:
             ValueError: the data's protocol speaks of another number of images.
@@ -88,6 +97,7 @@ class Report:
                 "weights": weights,
                 "weights_sha256": weights_sha256(model),
                 "dtype": evaluation.dtype,
+                "training_precision": training_precision,
                 "seed": evaluation.seed,
                 "estimator": _estimator(evaluation),
                 "importance_samples": evaluation.importance_samples,
@@ -177,9 +187,10 @@ class Report:
         p = self.protocol
         weights = "EMA" if p["weights"] == "ema" else p["weights"]
         images = p["data"].get("sha256")
+        trained = f" (trained in {p['training_precision']})" if p.get("training_precision") else ""
         hashes = f"weights {p['weights_sha256'][:12]}" + (f", images {images[:12]}" if images else "")
         return (
-            f"{weights} weights, {p['dtype']}, noise seed {p['seed']}; mean ± standard error over images, "
+            f"{weights} weights, {p['dtype']}{trained}, noise seed {p['seed']}; mean ± standard error over images, "
             f"{p['confidence']:.0%} bootstrap interval. SHA-256: {hashes}. wngen {p['versions']['wngen']}, "
             f"torch {p['versions']['torch']}, {p['device']}, {p['wall_seconds']:,.0f} s."
         )

@@ -1,7 +1,9 @@
 """Weight-normalized layers, their initialization, and the blocks built of them."""
 
 from wngen.nn.activations import concat_elu, elu
+from wngen.nn.attention import CausalAttention
 from wngen.nn.blocks import GatedResidualBlock, ResidualBlock
+from wngen.nn.causal import CausalConv2d, CausalConvTranspose2d, Pointwise, Walk, down_shift, right_shift
 from wngen.nn.convert import fold, from_torch_state_dict, to_torch_state_dict, weight_norm
 from wngen.nn.init import data_dependent_init, data_free_init
 from wngen.nn.layers import (
@@ -22,10 +24,14 @@ from wngen.nn.recurrent import WNGRU, WNLSTM, WNGRUCell, WNLSTMCell
 __all__ = [
     "WNGRU",
     "WNLSTM",
+    "CausalAttention",
+    "CausalConv2d",
+    "CausalConvTranspose2d",
     "GatedResidualBlock",
     "MaskedWNConv2d",
     "MaskedWNLinear",
     "MeanOnlyBatchNorm",
+    "Pointwise",
     "ResidualBlock",
     "WNConv1d",
     "WNConv2d",
@@ -34,16 +40,19 @@ __all__ = [
     "WNGRUCell",
     "WNLSTMCell",
     "WNLinear",
+    "Walk",
     "WeightNormalized",
     "concat_elu",
     "data_dependent_init",
     "data_free_init",
+    "down_shift",
     "elu",
     "fold",
     "from_torch_state_dict",
     "made_degrees",
     "made_mask",
     "normalize",
+    "right_shift",
     "to_torch_state_dict",
     "weight_norm",
 ]

@@ -154,7 +154,8 @@ def data_free_init(model: nn.Module, gain: float = 2.0, gains: Mapping[str, floa
     chosen = dict.fromkeys(layers.values(), gain)
     for container in model.modules():
         blocks = [child for child in container.children() if isinstance(child, (ResidualBlock, GatedResidualBlock))]
-        chosen.update({block.second: 1 / len(blocks) for block in blocks})
+        for block in blocks:
+            chosen.update({layer: 1 / len(blocks) for layer in block.second.modules() if layer in chosen})
     for pattern, value in (gains or {}).items():
         named = [layer for name, layer in layers.items() if fnmatchcase(name, pattern)]
         if not named:

@@ -33,9 +33,9 @@ def normalize(v: Tensor, g: Tensor, dims: tuple[int, ...]) -> Tensor:
     Returns:
         The weight in the memory format of `v`.
     """
-    if v.dtype != _at_least_single(v.dtype):
+    if v.dtype.itemsize < 4:
         return normalize(v.float(), g.float(), dims).to(v.dtype)
-    if dims == _all_but_first(v) and v.device.type in ("cpu", "cuda") and not being_traced():
+    if v.numel() and dims == _all_but_first(v) and (v.is_cpu or v.is_cuda) and not being_traced():
         return _Normalize.apply(v, g)
     return v * (g / _norm_or_infinity(v, dims))
 
@@ -64,7 +64,7 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, g: Tensor) -> Tensor:
         weight, norm = torch._weight_norm_interface(_rows(v, v), g, 0)
         # A GPU would have to be waited for to tell whether there is a row of zeros.
-        if norm.is_cuda or int(norm.count_nonzero()) < len(norm):
+        if norm.is_cuda or not norm.min():
             zero = norm == 0
             weight.masked_fill_(zero, 0)
             norm.masked_fill_(zero, math.inf)

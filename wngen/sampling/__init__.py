@@ -1,6 +1,23 @@
-"""Pictures of what a model has learned: samples, reconstructions, interpolations."""
+"""Pictures of what a model has learned: samples, completions, reconstructions, interpolations."""
 
+from wngen.sampling.completion import autoregressive, completions, mask_from_png, upper_rows
 from wngen.sampling.grids import grid, save_gif, save_png
 from wngen.sampling.latent import back_and_forth, interpolate, reconstruct
+from wngen.sampling.samples import draw_samples
+from wngen.sampling.watching import Film, watched
 
-__all__ = ["back_and_forth", "grid", "interpolate", "reconstruct", "save_gif", "save_png"]
+__all__ = [
+    "Film",
+    "autoregressive",
+    "back_and_forth",
+    "completions",
+    "draw_samples",
+    "grid",
+    "interpolate",
+    "mask_from_png",
+    "reconstruct",
+    "save_gif",
+    "save_png",
+    "upper_rows",
+    "watched",
+]

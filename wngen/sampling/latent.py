@@ -45,8 +45,13 @@ def reconstruct(
 
 
 @torch.no_grad()
-def interpolate(model: LikelihoodModel, a: Tensor, b: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
+def interpolate(
+    model: LikelihoodModel, a: Tensor, b: Tensor, steps: int, y_a: Tensor | None = None, y_b: Tensor | None = None
+) -> Tensor:
     """The images on the straight way between the posterior centres of two images.
+
+    Between images of different classes, each end is encoded with its own class. A class has nothing half-way to
+    another, so the way is decoded with the class of the nearer end: of `a` up to the middle, and from there of `b`.
 
     For strips, lay them out by `grid(ways.flatten(0, 1), levels=256, columns=steps)`; for an animation, make a grid of
     each frame of `back_and_forth(ways.transpose(0, 1))`.
@@ -56,7 +61,8 @@ def interpolate(model: LikelihoodModel, a: Tensor, b: Tensor, steps: int, y: Ten
         a: `(B, C, H, W)` uint8 levels, where it starts.
         b: `(B, C, H, W)`, where it ends.
         steps: images on the way, both ends counted, at least 2.
-        y: `(B,)` integer classes of both; only for a conditional model.
+        y_a: `(B,)` integer classes of `a`; only for a conditional model.
+        y_b: `(B,)` integer classes of `b`; likewise.
 
     Returns:
         `(B, steps, C, H, W)` uint8, the means of the pixels' distributions as intensities 0 to 255.
@@ -69,9 +75,13 @@ def interpolate(model: LikelihoodModel, a: Tensor, b: Tensor, steps: int, y: Ten
     if steps < 2 or a.shape != b.shape:
         shapes = f"images {tuple(a.shape)} and {tuple(b.shape)}, wanted of one shape"
         raise ValueError(f"steps={steps}, wanted at least 2; {shapes}")
-    model.check_labels(y, len(a))
-    start, end = model.represent(a, y), model.represent(b, y)
-    images = [_decode(model, torch.lerp(start, end, i / (steps - 1)), y) for i in range(steps)]
+    model.check_labels(y_a, len(a))
+    model.check_labels(y_b, len(b))
+    start, end = model.represent(a, y_a), model.represent(b, y_b)
+    images = []
+    for i in range(steps):
+        z = torch.lerp(start, end, i / (steps - 1))
+        images.append(_decode(model, z, y_a if 2 * i < steps else y_b))
     return torch.stack(images, dim=1)
 
 

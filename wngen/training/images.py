@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wngen.image import Batch
 from wngen.model import LatentVariableModel, LikelihoodModel
-from wngen.sampling import grid, reconstruct, save_png
+from wngen.sampling import draw_samples, grid, reconstruct, save_png
 
 
 class ImageGrids(pl.Callback):
@@ -22,11 +22,18 @@ class ImageGrids(pl.Callback):
 
     Args:
         count: images in a grid.
-        every_n_epochs: how often.
+        every_n_epochs: how often, where there is a validation; 0 for never.
         seed: of the samples.
+
+    Raises:
+        ValueError: no image to draw, or a negative number of epochs.
     """
 
     def __init__(self, count: int = 64, every_n_epochs: int = 1, seed: int = 0) -> None:
+        if count < 1 or every_n_epochs < 0:
+            raise ValueError(
+                f"count={count}, every_n_epochs={every_n_epochs}: wanted count >= 1, and no negative number"
+            )
         self.count, self.every_n_epochs, self.seed = count, every_n_epochs, seed
         self._batch: Batch | None = None
 
@@ -44,13 +51,12 @@ class ImageGrids(pl.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % self.every_n_epochs:
+        is_due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if trainer.sanity_checking or not trainer.is_global_zero or not is_due:
             return
         model = pl_module.model
         assert isinstance(model, LikelihoodModel)
-        generator = torch.Generator(pl_module.device).manual_seed(self.seed)
-        y = None if model.num_classes is None else torch.arange(self.count, device=pl_module.device) % model.num_classes
-        self._write(trainer, "samples", grid(model.sample(self.count, y, generator=generator), model.spec.levels))
+        self._write(trainer, "samples", grid(draw_samples(model, self.count, seed=self.seed), model.spec.levels))
         if isinstance(model, LatentVariableModel) and self._batch is not None:
             x = self._batch.image[: self.count // 2]
             labels = None if model.num_classes is None or self._batch.label is None else self._batch.label[: len(x)]

@@ -65,7 +65,7 @@ class Training(pl.LightningModule):
         kl_warmup_steps: int = 0,
         ema_decay: float = 0.999,
         clip_norm: float = 100.0,
-        skip_norm: float = 1e4,
+        skip_norm: float = 1e6,
         give_up_after: int = 100,
         init_images: int = 256,
         channels_last: bool = True,
