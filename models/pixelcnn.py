@@ -139,8 +139,8 @@ class PixelCNN(AutoregressiveModel):
         vertical = CausalConv2d(channels, 2 * filters, (reach, FIRST_KERNEL), "down")
         horizontal = CausalConv2d(channels, 2 * filters, (1, reach))
         if first is not None:  # the pixels on the left, and beside the nearest of them this one
-            mask = torch.cat([torch.ones_like(first).expand(-1, -1, -1, reach), F.pad(first, (reach - 1, 0))], dim=1)
-            horizontal = CausalConv2d(2 * channels, 2 * filters, (1, reach), mask=mask)
+            both = torch.cat([torch.ones_like(first).expand(-1, -1, -1, reach), F.pad(first, (reach - 1, 0))], dim=1)
+            horizontal = CausalConv2d(2 * channels, 2 * filters, (1, reach), mask=both)
         layers = [GatedLayer(vertical, horizontal, filters, within, False, num_classes)]
 
         reach = kernel_size // 2 + 1
