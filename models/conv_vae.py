@@ -22,7 +22,7 @@ from wngen.distributions import (
 )
 from wngen.flows import IAF, AutoregressivePrior, StepForm
 from wngen.image import ImageSpec
-from wngen.model import Bound, LatentVariableModel
+from wngen.model import Bound, LatentVariableModel, at_least
 from wngen.nn import ResidualBlock, WNConv2d, WNLinear, elu
 from wngen.noise import Noise
 
@@ -156,7 +156,7 @@ class ConvVAE(LatentVariableModel):
             likelihood = "bernoulli" if levels == 2 else "discretized_logistic"
         sizes = {"latent_dim": latent_dim, "blocks": blocks, "patch": patch, "hidden": hidden}
         flow = {"iaf_steps": iaf_steps, "iaf_width": iaf_width, "iaf_layers": iaf_layers}
-        _check(spec, num_classes, widths, posterior, iaf_form, prior, likelihood, **sizes, **flow)
+        _check(spec, widths, posterior, iaf_form, prior, likelihood, **sizes, **flow)
         self.likelihood, self.latent_dim = likelihood, latent_dim
         outputs = {"bernoulli": 1, "categorical": levels, "discretized_logistic": 2}[likelihood]
         self.encoder = Encoder(spec, patch, widths, blocks, hidden, num_classes)
@@ -220,7 +220,6 @@ class ConvVAE(LatentVariableModel):
 
 def _check(
     spec: ImageSpec,
-    num_classes: int | None,
     widths: Sequence[int],
     posterior: str,
     iaf_form: str,
@@ -244,12 +243,8 @@ def _check(
         raise ValueError(f"likelihood='bernoulli' is for levels=2, got levels={spec.levels}; take 'auto' or binarize")
     if not widths or any(width < 1 for width in widths):
         raise ValueError(f"widths={list(widths)}: wanted the feature maps of at least one stage")
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes={num_classes}: wanted at least 1, or None for a model without labels")
     for name, size in sizes.items():
-        least = 0 if name in ("blocks", "iaf_width", "iaf_layers") else 1
-        if size < least:
-            raise ValueError(f"{name}={size}: wanted at least {least}")
+        at_least(0 if name in ("blocks", "iaf_width", "iaf_layers") else 1, **{name: size})
     is_masked = posterior == "iaf" or prior == "autoregressive"
     if is_masked and sizes["iaf_layers"] and sizes["iaf_width"] < sizes["latent_dim"]:
         raise ValueError(

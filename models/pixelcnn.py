@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.distributions import Bernoulli, Categorical, PixelDistribution
+from wngen.distributions import PixelDistribution
 from wngen.image import ImageSpec
-from wngen.model import AutoregressiveModel
+from wngen.likelihood import PixelLikelihood
+from wngen.model import AutoregressiveModel, at_least
 from wngen.nn import CausalConv2d, Pointwise, Walk, down_shift, made_mask, right_shift
 
 FIRST_KERNEL = 7
@@ -113,24 +114,16 @@ class PixelCNN(AutoregressiveModel):
         num_classes: int | None = None,
     ) -> None:
         super().__init__(ImageSpec(channels, height, width, levels), num_classes)
-        if likelihood not in ("auto", "bernoulli", "categorical"):
-            raise ValueError(f"likelihood={likelihood!r}: wanted one of auto, bernoulli, categorical")
-        if likelihood == "auto":
-            likelihood = "bernoulli" if levels == 2 else "categorical"
-        if likelihood == "bernoulli" and levels != 2:
-            raise ValueError(f"likelihood='bernoulli' is for levels=2, got levels={levels}; take 'auto' or binarize")
         if filters < channels:
             raise ValueError(f"filters={filters}: wanted at least one for each of the channels={channels}")
-        if blocks < 1:
-            raise ValueError(f"blocks={blocks}: wanted at least 1")
+        at_least(1, blocks=blocks)
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: wanted an odd number from 3 on")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: wanted at least 1, or None for a model without labels")
-        self.likelihood, self.by_channel = likelihood, channels > 1
+        self.likelihood = PixelLikelihood(likelihood, self.spec, ("bernoulli", "categorical"), dependent=True)
+        self.by_channel = channels > 1
         channel = torch.arange(channels)
         group = torch.arange(filters) * channels // filters  # the channel that a feature of the horizontal stack is of
-        value = channel.repeat_interleave(1 if likelihood == "bernoulli" else levels)  # and one that is predicted
+        value = channel.repeat_interleave(self.likelihood.outputs // channels)  # and one that is predicted
 
         within = self._mask(group, group)
         own = self._mask(group.repeat(2), group)  # repeated for tanh and for sigmoid
@@ -173,9 +166,7 @@ class PixelCNN(AutoregressiveModel):
         return self.output(F.relu(self.hidden(F.relu(h), walk)), walk)
 
     def distribution(self, predicted: Tensor) -> PixelDistribution:
-        if self.likelihood == "bernoulli":
-            return Bernoulli(predicted)
-        return Categorical(predicted.unflatten(1, (self.spec.channels, -1)).movedim(2, -1))  # (B, C, H, W, levels)
+        return self.likelihood(predicted)
 
     def _mask(self, outputs: Tensor, inputs: Tensor, strict: bool = False) -> Tensor | None:
         """`(out, in, 1, 1)`: what is of a channel sees what is of this one and those before, or if strict those before.

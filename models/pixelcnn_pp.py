@@ -6,12 +6,12 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.distributions import Bernoulli, DiscretizedLogisticMixture, PixelDistribution
+from wngen.distributions import PixelDistribution
 from wngen.image import ImageSpec
-from wngen.model import AutoregressiveModel
+from wngen.likelihood import PixelLikelihood
+from wngen.model import AutoregressiveModel, at_least
 from wngen.nn import (
     CausalConv2d,
     CausalConvTranspose2d,
@@ -21,6 +21,7 @@ from wngen.nn import (
     down_shift,
     elu,
     right_shift,
+    with_ones,
 )
 
 
@@ -148,34 +149,19 @@ class PixelCNNPP(AutoregressiveModel):
         num_classes: int | None = None,
     ) -> None:
         super().__init__(ImageSpec(channels, height, width, levels), num_classes)
-        if likelihood not in ("auto", "bernoulli", "mixture"):
-            raise ValueError(f"likelihood={likelihood!r}: wanted one of auto, bernoulli, mixture")
-        if likelihood == "auto":
-            likelihood = "bernoulli" if (channels, levels) == (1, 2) else "mixture"
-        if likelihood == "bernoulli" and levels != 2:
-            raise ValueError(f"likelihood='bernoulli' is for levels=2, got levels={levels}; take 'auto' or binarize")
-        sizes = {"filters": filters, "blocks": blocks, "scales": scales, "components": components}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size}: wanted at least 1")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: wanted at least 1, or None for a model without labels")
+        at_least(1, filters=filters, blocks=blocks, scales=scales, components=components)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: wanted a probability below 1")
-        self.likelihood, self.period = likelihood, 2 ** (scales - 1)
+        self.likelihood = PixelLikelihood(likelihood, self.spec, components=components)
+        self.period = 2 ** (scales - 1)
         self.above = CausalConv2d(channels + 1, filters, (2, 3), "down")
         self.nearest_above = CausalConv2d(channels + 1, filters, (1, 3), "down")
         self.left = CausalConv2d(channels + 1, filters, (2, 1), "down_right")
         self.network = Scale(scales, blocks, filters, dropout, num_classes)
-        self.output = Pointwise(
-            filters,
-            channels
-            if likelihood == "bernoulli"
-            else DiscretizedLogisticMixture.parameters_per_pixel(components, channels),
-        )
+        self.output = Pointwise(filters, self.likelihood.outputs)
 
     def predict(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        x = _with_ones(x)
+        x = with_ones(x)
         u = down_shift(self.above(x))
         ul = down_shift(self.nearest_above(x)) + right_shift(self.left(x))
         _, ul = self.network(u, ul, y)
@@ -185,24 +171,17 @@ class PixelCNNPP(AutoregressiveModel):
         if walk.row == 0:  # nothing has been shifted in yet
             u = nearest = above.new_zeros(len(above), self.left.conv.out_channels, 1, walk.width)
         else:
-            above = _with_ones(above)
+            above = with_ones(above)
             u, nearest = self.above(above, walk), self.nearest_above(above, walk)
         walk.store(self.nearest_above, nearest)
         self.network.row(u, y, walk)
 
     def predict_pixel(self, left: Tensor, here: Tensor, y: Tensor | None, walk: Walk) -> Tensor:
-        ul = self.left(_with_ones(left), walk)
+        ul = self.left(with_ones(left), walk)
         if walk.column == 0:
             ul = torch.zeros_like(ul)
         ul = self.network.pixel(ul + walk.stored(self.nearest_above), y, walk)
         return self.output(elu(ul), walk)
 
     def distribution(self, predicted: Tensor) -> PixelDistribution:
-        if self.likelihood == "bernoulli":
-            return Bernoulli(predicted)
-        return DiscretizedLogisticMixture.from_parameters(predicted, self.spec.channels, self.spec.levels)
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    """A channel of ones beside the others: where it is zero, the network sees padding."""
-    return F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+        return self.likelihood(predicted)

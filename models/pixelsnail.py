@@ -6,13 +6,23 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.distributions import Bernoulli, DiscretizedLogisticMixture, PixelDistribution
+from wngen.distributions import PixelDistribution
 from wngen.image import ImageSpec
-from wngen.model import AutoregressiveModel
-from wngen.nn import CausalAttention, CausalConv2d, GatedResidualBlock, Pointwise, Walk, down_shift, elu, right_shift
+from wngen.likelihood import PixelLikelihood
+from wngen.model import AutoregressiveModel, at_least
+from wngen.nn import (
+    CausalAttention,
+    CausalConv2d,
+    GatedResidualBlock,
+    Pointwise,
+    Walk,
+    down_shift,
+    elu,
+    right_shift,
+    with_ones,
+)
 
 COORDINATES = 2
 
@@ -123,45 +133,22 @@ class PixelSNAIL(AutoregressiveModel):
         num_classes: int | None = None,
     ) -> None:
         super().__init__(ImageSpec(channels, height, width, levels), num_classes)
-        if likelihood not in ("auto", "bernoulli", "mixture"):
-            raise ValueError(f"likelihood={likelihood!r}: wanted one of auto, bernoulli, mixture")
-        if likelihood == "auto":
-            likelihood = "bernoulli" if (channels, levels) == (1, 2) else "mixture"
-        if likelihood == "bernoulli" and levels != 2:
-            raise ValueError(f"likelihood='bernoulli' is for levels=2, got levels={levels}; take 'auto' or binarize")
-        sizes = {
-            "filters": filters,
-            "layers": layers,
-            "blocks": blocks,
-            "keys": keys,
-            "values": values,
-            "components": components,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size}: wanted at least 1")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: wanted at least 1, or None for a model without labels")
+        at_least(1, filters=filters, layers=layers, blocks=blocks, keys=keys, values=values, components=components)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: wanted a probability below 1")
-        self.likelihood = likelihood
+        self.likelihood = PixelLikelihood(likelihood, self.spec, components=components)
         self.nearest_above = CausalConv2d(channels + 1, filters, (1, 3), "down")
         self.left = CausalConv2d(channels + 1, filters, (2, 1), "down_right")
         self.layers = nn.ModuleList(
             SnailLayer(channels, filters, blocks, keys, values, dropout, num_classes) for _ in range(layers)
         )
-        self.output = Pointwise(
-            filters,
-            channels
-            if likelihood == "bernoulli"
-            else DiscretizedLogisticMixture.parameters_per_pixel(components, channels),
-        )
+        self.output = Pointwise(filters, self.likelihood.outputs)
         rows, columns = torch.arange(height) / height - 0.5, torch.arange(width) / width - 0.5
         background = torch.cartesian_prod(rows, columns)[None]  # (1, H W, 2)
         self.register_buffer("background", background, persistent=False)
 
     def predict(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        seen = _with_ones(x)
+        seen = with_ones(x)
         features = down_shift(self.nearest_above(seen)) + right_shift(self.left(seen))
         background = self.background.transpose(1, 2).unflatten(2, x.shape[2:]).expand(len(x), -1, -1, -1)
         for layer in self.layers:
@@ -172,14 +159,14 @@ class PixelSNAIL(AutoregressiveModel):
         if walk.row == 0:  # nothing has been shifted in yet
             nearest = above.new_zeros(len(above), self.left.conv.out_channels, 1, walk.width)
         else:
-            nearest = self.nearest_above(_with_ones(above), walk)
+            nearest = self.nearest_above(with_ones(above), walk)
             for layer in self.layers:
                 assert isinstance(layer, SnailLayer)
                 layer.keep(above[..., -1:], y, walk)
         walk.store(self.nearest_above, nearest)
 
     def predict_pixel(self, left: Tensor, here: Tensor, y: Tensor | None, walk: Walk) -> Tensor:
-        from_left = self.left(_with_ones(left), walk)
+        from_left = self.left(with_ones(left), walk)
         if walk.column == 0:
             from_left = torch.zeros_like(from_left)
         else:
@@ -194,11 +181,4 @@ class PixelSNAIL(AutoregressiveModel):
         return self.output(elu(features), walk)
 
     def distribution(self, predicted: Tensor) -> PixelDistribution:
-        if self.likelihood == "bernoulli":
-            return Bernoulli(predicted)
-        return DiscretizedLogisticMixture.from_parameters(predicted, self.spec.channels, self.spec.levels)
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    """A channel of ones beside the others: where it is zero, the network sees padding."""
-    return F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+        return self.likelihood(predicted)

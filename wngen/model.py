@@ -49,6 +49,17 @@ class Bound:
         return -(self.distortion_nats + self.rate_nats)
 
 
+def at_least(least: int, **sizes: int) -> None:
+    """Check arguments of a constructor, each given by its name.
+
+    Raises:
+        ValueError: one of them is too small; the message names it.
+    """
+    for name, size in sizes.items():
+        if size < least:
+            raise ValueError(f"{name}={size}: wanted at least {least}")
+
+
 class LikelihoodModel(nn.Module, PyTorchModelHubMixin, ABC):
     """A model that assigns a probability, or a bound on it, to images of integer levels.
 
@@ -69,6 +80,8 @@ class LikelihoodModel(nn.Module, PyTorchModelHubMixin, ABC):
 
     def __init__(self, spec: ImageSpec, num_classes: int | None = None) -> None:
         super().__init__()
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: wanted at least 1, or None for a model without labels")
         self.spec = spec
         self.num_classes = num_classes
 

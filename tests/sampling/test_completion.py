@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from PIL import Image
@@ -79,6 +81,6 @@ def test_a_film_shows_the_pixels_in_the_order_in_which_they_are_drawn(model):
     assert torch.equal(images, draw_samples(model, 4, seed=1))
     assert len(film.frames) == 6
     hidden = [int((frame == GREY).sum()) for frame in film.frames]
-    fewer = [a - b for a, b in zip(hidden, hidden[1:], strict=False)]
+    fewer = [a - b for a, b in pairwise(hidden)]
     assert fewer == [fewer[0]] * 5
     assert fewer[0] == 4 * 4 * 11**2  # four more pixels of each of four images, in squares of 11 x 11

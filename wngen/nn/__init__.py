@@ -3,7 +3,7 @@
 from wngen.nn.activations import concat_elu, elu
 from wngen.nn.attention import CausalAttention
 from wngen.nn.blocks import GatedResidualBlock, ResidualBlock
-from wngen.nn.causal import CausalConv2d, CausalConvTranspose2d, Pointwise, Walk, down_shift, right_shift
+from wngen.nn.causal import CausalConv2d, CausalConvTranspose2d, Pointwise, Walk, down_shift, right_shift, with_ones
 from wngen.nn.convert import fold, from_torch_state_dict, to_torch_state_dict, weight_norm
 from wngen.nn.init import data_dependent_init, data_free_init
 from wngen.nn.layers import (
@@ -55,4 +55,5 @@ __all__ = [
     "right_shift",
     "to_torch_state_dict",
     "weight_norm",
+    "with_ones",
 ]

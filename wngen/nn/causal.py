@@ -278,6 +278,11 @@ class CausalConvTranspose2d(nn.Module):
         return walk.rows(self, 2, self.conv.out_channels, right=1)  # one more, as an odd width is cut from an even one
 
 
+def with_ones(x: Tensor) -> Tensor:
+    """`(B, C, H, W)` with a channel of ones beside the others: where it is zero, a convolution sees padding."""
+    return F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+
+
 def down_shift(x: Tensor) -> Tensor:
     """Move `(B, C, H, W)` down by one row; the first becomes zero."""
     return F.pad(x[:, :, :-1], (0, 0, 1, 0))
