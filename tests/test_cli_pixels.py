@@ -39,6 +39,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_a_resumed_run_drops_out_the_same_activations(run, tmp_path):
+    config, folders = str(run.parent / "tiny.yaml"), (tmp_path / "halves", tmp_path / "whole")
+    assert main(["fit", "--config", config, "--run", str(folders[0])]) == 0
+    assert main(["fit", "--resume", str(folders[0]), "--trainer.max_epochs=2"]) == 0
+    assert main(["fit", "--config", config, "--run", str(folders[1]), "--trainer.max_epochs=2"]) == 0
+    resumed, uninterrupted = (load(folder / "last.ckpt").state_dict() for folder in folders)
+    assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())
+
+
 def test_the_figure_is_the_exact_likelihood(run, tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["nats"].keys() == {"log_likelihood"}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from scipy import stats
 from torch import Tensor
 
-from wngen.noise import Noise, philox
+from wngen.noise import Noise, derived_seed, philox
 
 DRAWS = ["uniform", "normal"]
 
@@ -178,3 +178,9 @@ def test_independence(family, kind):
     table = stats.contingency.crosstab(*cells).count
     assert table.shape == (8, 8)
     assert stats.chi2_contingency(table).pvalue > 0.001
+
+
+def test_derived_seeds_differ_by_seed_and_purpose():
+    seeds = {derived_seed(seed, purpose, epoch) for seed in range(20) for purpose in "ab" for epoch in range(20)}
+    assert len(seeds) == 800
+    assert all(0 <= seed < 2**64 for seed in seeds)

@@ -6,6 +6,7 @@ changes with the batch size, the chunking and the number of processes. Counter-b
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 
@@ -98,3 +99,9 @@ class Noise:
         radius = ((radius_word.double() + 0.5) * 2**-32).log().mul(-2).sqrt().float()
         angle = angle_word.float() * (2 * math.pi * 2**-32)
         return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].view(len(self.index), *shape)
+
+
+def derived_seed(seed: int, *purpose: str | int) -> int:
+    """A 64-bit seed for one use of a user's seed, independent of its other uses."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

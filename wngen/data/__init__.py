@@ -5,7 +5,7 @@ from wngen.data.binarized_mnist import BinarizedMNIST
 from wngen.data.cifar10 import CIFAR10
 from wngen.data.datamodule import ImageDataModule
 from wngen.data.image_folder import ImageFolder
-from wngen.data.images import Images, Split, derived_seed
+from wngen.data.images import Images, Split
 from wngen.data.loader import EvaluationLoader, TrainingLoader
 from wngen.data.mnist import MNIST, FashionMNIST
 
@@ -21,5 +21,4 @@ __all__ = [
     "Images",
     "Split",
     "TrainingLoader",
-    "derived_seed",
 ]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from wngen.data.datamodule import CHUNK, GreyBinarization, ImageDataModule
-from wngen.data.images import Images, Split, derived_seed
-from wngen.noise import Noise
+from wngen.data.images import Images, Split
+from wngen.noise import Noise, derived_seed
 
 Layout = Literal["auto", "NHW", "NHWC", "NCHW"]
 

@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from wngen.data.images import Images, Split, derived_seed
+from wngen.data.images import Images, Split
 from wngen.data.loader import EvaluationLoader, TrainingLoader
 from wngen.image import Batch, ImageSpec
-from wngen.noise import Noise
+from wngen.noise import Noise, derived_seed
 
 GreyBinarization = Literal["none", "dynamic", "threshold"]
 Binarization = Literal["static"] | GreyBinarization

@@ -97,12 +97,6 @@ def unit_hash(names: Iterable[str]) -> Tensor:
     return torch.tensor([int.from_bytes(digest[:6], "big") for digest in digests], dtype=torch.float64) / 2**48
 
 
-def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A 64-bit seed for one use of a user's seed, independent of its other uses."""
-    text = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
 def reduce_levels(image: Tensor, levels: int) -> Tensor:
     """8-bit levels to fewer, of equal width: level l of the result is 256 l / levels and the levels above it."""
     return image if levels == 256 else image // (256 // levels)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from wngen.data.images import Images, derived_seed
+from wngen.data.images import Images
 from wngen.image import Batch
+from wngen.noise import derived_seed
 
 
 class EvaluationLoader:

@@ -13,7 +13,7 @@ from torch import Tensor
 from wngen.image import Batch
 from wngen.model import Bound, LikelihoodModel
 from wngen.nn import data_dependent_init
-from wngen.noise import Noise
+from wngen.noise import Noise, derived_seed
 from wngen.training.ema import EMA
 from wngen.training.objective import FreeBitsGroup, objective_nats
 from wngen.training.schedule import Decay, learning_rate_factor
@@ -154,6 +154,8 @@ class Training(pl.LightningModule):
         return self.model(batch.image, self._label(batch), noise=Noise(self.options["seed"], batch.index, draw))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # What draws from torch's own generator, such as dropout, draws the same at this step after a resumption.
+        torch.manual_seed(derived_seed(self.options["seed"], "step", self.global_step, self.global_rank))
         bound = self(batch, draw=self.global_step + 1)
         warmup = self.options["kl_warmup_steps"]
         kl_weight = min(1.0, (self.global_step + 1) / warmup) if warmup else 1.0
