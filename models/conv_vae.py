@@ -22,7 +22,8 @@ from wngen.distributions import (
 )
 from wngen.flows import IAF, AutoregressivePrior, StepForm
 from wngen.image import ImageSpec
-from wngen.model import Bound, LatentVariableModel, at_least
+from wngen.latent import LatentVariableModel
+from wngen.model import Bound, at_least
 from wngen.nn import ResidualBlock, WNConv2d, WNLinear, elu
 from wngen.noise import Noise
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.distributions import PixelDistribution
+from wngen.autoregressive import AutoregressiveModel
 from wngen.image import ImageSpec
 from wngen.likelihood import PixelLikelihood
-from wngen.model import AutoregressiveModel, at_least
+from wngen.model import at_least
 from wngen.nn import CausalConv2d, Pointwise, Walk, down_shift, made_mask, right_shift
 
 FIRST_KERNEL = 7
@@ -119,11 +119,11 @@ class PixelCNN(AutoregressiveModel):
         at_least(1, blocks=blocks)
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: wanted an odd number from 3 on")
-        self.likelihood = PixelLikelihood(likelihood, self.spec, ("bernoulli", "categorical"), dependent=True)
+        self.head = PixelLikelihood(likelihood, self.spec, ("bernoulli", "categorical"), dependent=True)
         self.by_channel = channels > 1
         channel = torch.arange(channels)
         group = torch.arange(filters) * channels // filters  # the channel that a feature of the horizontal stack is of
-        value = channel.repeat_interleave(self.likelihood.outputs // channels)  # and one that is predicted
+        value = channel.repeat_interleave(self.head.outputs // channels)  # and one that is predicted
 
         within = self._mask(group, group)
         own = self._mask(group.repeat(2), group)  # repeated for tanh and for sigmoid
@@ -144,7 +144,7 @@ class PixelCNN(AutoregressiveModel):
             layers.append(GatedLayer(vertical, horizontal, filters, within, True, num_classes))
         self.layers = nn.ModuleList(layers)
         self.hidden = Pointwise(filters, filters, within)
-        self.output = Pointwise(filters, len(value), self._mask(value, group))
+        self.output = Pointwise(filters, len(value), self._mask(value, group), autocast=False)
 
     def predict(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         v, h = down_shift(x), self._beside(right_shift(x), x)
@@ -164,9 +164,6 @@ class PixelCNN(AutoregressiveModel):
             assert isinstance(layer, GatedLayer)
             h = layer.pixel(h, y, walk)
         return self.output(F.relu(self.hidden(F.relu(h), walk)), walk)
-
-    def distribution(self, predicted: Tensor) -> PixelDistribution:
-        return self.likelihood(predicted)
 
     def _mask(self, outputs: Tensor, inputs: Tensor, strict: bool = False) -> Tensor | None:
         """`(out, in, 1, 1)`: what is of a channel sees what is of this one and those before, or if strict those before.

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wngen.distributions import PixelDistribution
+from wngen.autoregressive import AutoregressiveModel
 from wngen.image import ImageSpec
 from wngen.likelihood import PixelLikelihood
-from wngen.model import AutoregressiveModel, at_least
+from wngen.model import at_least
 from wngen.nn import (
     CausalConv2d,
     CausalConvTranspose2d,
@@ -152,13 +152,13 @@ class PixelCNNPP(AutoregressiveModel):
         at_least(1, filters=filters, blocks=blocks, scales=scales, components=components)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: wanted a probability below 1")
-        self.likelihood = PixelLikelihood(likelihood, self.spec, components=components)
+        self.head = PixelLikelihood(likelihood, self.spec, components=components)
         self.period = 2 ** (scales - 1)
         self.above = CausalConv2d(channels + 1, filters, (2, 3), "down")
         self.nearest_above = CausalConv2d(channels + 1, filters, (1, 3), "down")
         self.left = CausalConv2d(channels + 1, filters, (2, 1), "down_right")
         self.network = Scale(scales, blocks, filters, dropout, num_classes)
-        self.output = Pointwise(filters, self.likelihood.outputs)
+        self.output = Pointwise(filters, self.head.outputs, autocast=False)
 
     def predict(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         x = with_ones(x)
@@ -182,6 +182,3 @@ class PixelCNNPP(AutoregressiveModel):
             ul = torch.zeros_like(ul)
         ul = self.network.pixel(ul + walk.stored(self.nearest_above), y, walk)
         return self.output(elu(ul), walk)
-
-    def distribution(self, predicted: Tensor) -> PixelDistribution:
-        return self.likelihood(predicted)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wngen.distributions import PixelDistribution
+from wngen.autoregressive import AutoregressiveModel
 from wngen.image import ImageSpec
 from wngen.likelihood import PixelLikelihood
-from wngen.model import AutoregressiveModel, at_least
+from wngen.model import at_least
 from wngen.nn import (
     CausalAttention,
     CausalConv2d,
@@ -136,13 +136,13 @@ class PixelSNAIL(AutoregressiveModel):
         at_least(1, filters=filters, layers=layers, blocks=blocks, keys=keys, values=values, components=components)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: wanted a probability below 1")
-        self.likelihood = PixelLikelihood(likelihood, self.spec, components=components)
+        self.head = PixelLikelihood(likelihood, self.spec, components=components)
         self.nearest_above = CausalConv2d(channels + 1, filters, (1, 3), "down")
         self.left = CausalConv2d(channels + 1, filters, (2, 1), "down_right")
         self.layers = nn.ModuleList(
             SnailLayer(channels, filters, blocks, keys, values, dropout, num_classes) for _ in range(layers)
         )
-        self.output = Pointwise(filters, self.likelihood.outputs)
+        self.output = Pointwise(filters, self.head.outputs, autocast=False)
         rows, columns = torch.arange(height) / height - 0.5, torch.arange(width) / width - 0.5
         background = torch.cartesian_prod(rows, columns)[None]  # (1, H W, 2)
         self.register_buffer("background", background, persistent=False)
@@ -179,6 +179,3 @@ class PixelSNAIL(AutoregressiveModel):
             assert isinstance(layer, SnailLayer)
             features = layer.pixel(features, background, y, walk)
         return self.output(elu(features), walk)
-
-    def distribution(self, predicted: Tensor) -> PixelDistribution:
-        return self.likelihood(predicted)

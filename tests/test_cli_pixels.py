@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from wngen import load
+from wngen.autoregressive import AutoregressiveModel
 from wngen.cli import main
-from wngen.model import AutoregressiveModel
 from wngen.sampling import draw_samples
 
 CONFIG = """

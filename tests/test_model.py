@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wngen.distributions import DiagonalGaussian, PixelDistribution
 from wngen.image import ImageSpec
-from wngen.model import Bound, LatentVariableModel
+from wngen.latent import LatentVariableModel
+from wngen.model import Bound
 from wngen.noise import Noise
 
 LOADINGS = torch.tensor([[1.5, 0.2], [-0.3, 2.0], [2.0, 0.3], [0.4, -0.0]], dtype=torch.float64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from wngen.distributions import PixelDistribution
 from wngen.image import ImageSpec
 from wngen.nn import Walk, fold
 from wngen.noise import Noise
+from wngen.precision import full_precision
 
 Source = Callable[[PixelDistribution, int, int], Tensor]
 """Gives the levels `(B, C, 1, 1)` uint8 of the pixel at a row and a column, whose distribution it is told."""
@@ -94,7 +96,7 @@ class Decoder:
         folded: Any = fold(model).eval()
         self.model: Incremental = folded
         self.like = next(p for p in folded.parameters() if p.is_floating_point())
-        self.capture = cuda_graph if capture is None and self.like.is_cuda else capture
+        self.capture = CUDAGraphs() if capture is None and self.like.is_cuda else capture
 
     @torch.no_grad()
     def run(self, n: int, source: Source, y: Tensor | None = None, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
@@ -107,40 +109,43 @@ class Decoder:
             watch: is called after each pixel.
 
         Returns:
-            The images `(n, C, H, W)` uint8, and their log-likelihoods in nats `(n,)` float64, of which those of given
-            pixels are a part.
+            The images `(n, C, H, W)` uint8 on the model's device, and their log-likelihoods in nats `(n,)` float64 on
+            the CPU, of which those of given pixels are a part.
         """
+        device = self.like.device
+        with full_precision(device), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self._walk(n, source, y, watch)
+
+    def _walk(self, n: int, source: Source, y: Tensor | None, watch: Watch | None) -> tuple[Tensor, Tensor]:
         model, spec, like = self.model, self.model.spec, self.like
         walk = Walk(n, spec.height, spec.width, like, static=self.capture is not None)
         steps = _Steps(self.capture)
         images = torch.zeros(n, *spec.shape, dtype=torch.uint8, device=like.device)
-        nats = torch.zeros(n, dtype=torch.float64, device=like.device)
+        nats = torch.zeros(n, dtype=torch.float64)
         above, left, here = (like.new_zeros(n, spec.channels, 1, width) for width in (spec.width, 1, 1))
         groups = [slice(c, c + 1) for c in range(spec.channels)] if model.by_channel else [slice(None)]
-        with torch.autocast(like.device.type, enabled=False):
-            for row in range(spec.height):
-                walk.enter_row(row)
-                steps.run(self._kind(row), lambda: model.predict_row(above, y, walk))
-                left.zero_()
-                predictions = []
-                for column in range(spec.width):
-                    walk.enter_pixel(column)
-                    here.zero_()
-                    for channels in groups:
-                        kind = self._kind(row) + self._kind(column)
-                        predicted = steps.run(kind, lambda: model.predict_pixel(left, here, y, walk))
-                        level = source(model.distribution(predicted), row, column)[:, channels]
-                        images[:, channels, row, column] = level[..., 0, 0]
-                        here[:, channels] = spec.scale_levels(level, like.dtype)
-                    left.copy_(here)
-                    predictions.append(predicted.clone())
-                    if watch is not None:
-                        watch(images, row * spec.width + column + 1)
-                levels = images[:, :, row : row + 1]
-                above.copy_(spec.scale_levels(levels, like.dtype))
-                nats += (
-                    model.distribution(torch.cat(predictions, dim=3)).log_prob(levels).flatten(1).double().sum(dim=1)
-                )
+        for row in range(spec.height):
+            walk.enter_row(row)
+            steps.run(self._kind(row), lambda: model.predict_row(above, y, walk))
+            left.zero_()
+            predictions = []
+            for column in range(spec.width):
+                walk.enter_pixel(column)
+                here.zero_()
+                for channels in groups:
+                    kind = self._kind(row) + self._kind(column)
+                    predicted = steps.run(kind, lambda: model.predict_pixel(left, here, y, walk))
+                    level = source(model.distribution(predicted), row, column)[:, channels]
+                    images[:, channels, row, column] = level[..., 0, 0]
+                    here[:, channels] = spec.scale_levels(level, like.dtype)
+                left.copy_(here)
+                predictions.append(predicted.clone())
+                if watch is not None:
+                    watch(images, row * spec.width + column + 1)
+            levels = images[:, :, row : row + 1]
+            above.copy_(spec.scale_levels(levels, like.dtype))
+            row_nats = model.distribution(torch.cat(predictions, dim=3)).log_prob(levels).flatten(1).sum(dim=1)
+            nats += row_nats.cpu().double()
         return images, nats
 
     def _kind(self, position: int) -> tuple[bool, int]:
@@ -149,38 +154,43 @@ class Decoder:
 
 
 class _Steps:
-    """Runs steps as they stand, or captures each kind of them once and replays it."""
+    """Runs steps as they stand, or captures each kind of them when it comes for the first time and then replays it."""
 
     def __init__(self, capture: Capture | None) -> None:
         self.capture = capture
-        self.replays: dict[Hashable, Step] = {}
+        self.replays: dict[tuple[object, ...], Step] = {}
 
-    def run(self, kind: Hashable, step: Step) -> Any:
-        if self.capture is None:
-            return step()
-        if kind not in self.replays:
+    def run(self, kind: tuple[object, ...], step: Step) -> Any:
+        below_first_row = kind[0]  # its kinds would be captured for a single use
+        if kind in self.replays:
+            return self.replays[kind]()
+        output = step()  # makes the buffers too; what it does twice comes to the same as once
+        if self.capture is not None and below_first_row:
             try:
                 self.replays[kind] = self.capture(step)
             except RuntimeError as error:
                 warnings.warn(f"sampling goes on without CUDA graphs, more slowly: {error}", stacklevel=2)
                 self.capture = None
-                return step()
-        return self.replays[kind]()
-
-
-def cuda_graph(step: Step) -> Step:
-    """Capture a step on the GPU, to be replayed at the cost of a single launch."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # makes the buffers; what it does twice comes to the same as once
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = step()
-
-    def replay() -> Any:
-        graph.replay()
+                self.replays.clear()
         return output
 
-    return replay
+
+class CUDAGraphs:
+    """Captures steps on the current GPU, each to be replayed at the cost of a single launch.
+
+    What a step returns lies in memory that all of them share: it holds until the next one is replayed.
+    """
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Step) -> Step:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+            output = step()
+
+        def replay() -> Any:
+            graph.replay()
+            return output
+
+        return replay

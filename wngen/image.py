@@ -61,7 +61,8 @@ class ImageSpec:
 
         Raises:
             TypeError: the images are not uint8.
-            ValueError: the images have another shape.
+            ValueError: the images have another shape, or (on a CPU; a GPU would have to be waited for) levels that are
+                too high.
         """
         if x.dtype != torch.uint8:
             raise TypeError(
@@ -71,6 +72,10 @@ class ImageSpec:
             raise ValueError(
                 f"images have shape {tuple(x.shape)}, the model wants (B, {', '.join(map(str, self.shape))})"
             )
+        if x.device.type == "cpu" and self.levels < 256 and not torch.compiler.is_compiling() and x.numel():
+            highest = int(x.max())
+            if highest >= self.levels:
+                raise ValueError(f"the highest level is {highest}, wanted 0 to {self.levels - 1}")
         return self.scale_levels(x, dtype)
 
     def scale_levels(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

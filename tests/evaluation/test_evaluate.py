@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from wngen.distributions import Bernoulli, DiagonalGaussian, PixelDistribution
 from wngen.evaluation import Evaluation, evaluate
 from wngen.image import Batch, ImageSpec
-from wngen.model import Bound, LatentVariableModel, LikelihoodModel
+from wngen.latent import LatentVariableModel
+from wngen.model import Bound, LikelihoodModel
 from wngen.noise import Noise
 
 ALL = torch.tensor([[i >> bit & 1 for bit in range(4)] for i in range(16)], dtype=torch.uint8).view(16, 1, 2, 2)

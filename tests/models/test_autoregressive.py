@@ -12,9 +12,9 @@ from recording import recorded
 from scipy.stats import chisquare
 from torch import Tensor
 
+from wngen.autoregressive import AutoregressiveModel
 from wngen.decoder import Decoder, Drawn, Given
 from wngen.distributions import PixelDistribution
-from wngen.model import AutoregressiveModel
 from wngen.models import PixelCNN, PixelCNNPP, PixelSNAIL
 from wngen.nn import Walk, WeightNormalized, data_dependent_init
 from wngen.noise import Noise

@@ -11,11 +11,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich import get_console
 
+from wngen.autoregressive import AutoregressiveModel
 from wngen.checkpoint import load, read_metadata, save_release
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.evaluation.figures import draw_curves
-from wngen.model import AutoregressiveModel, LatentVariableModel
+from wngen.latent import LatentVariableModel
 from wngen.sampling import completions, draw_samples, grid, reconstruct, save_png, upper_rows
 from wngen.training import AtomicCheckpointIO, ImageGrids, Training
 
@@ -122,7 +123,7 @@ class Run:
             save_png(reconstruct(model, batch.image, batch.label), self.folder / "reconstructions.png")
         if isinstance(model, AutoregressiveModel) and images:
             batch, known = subject.images("test", min(8, images)), upper_rows(model.spec, model.spec.height // 2)
-            generator = torch.Generator(device).manual_seed(0)
+            generator = torch.Generator().manual_seed(0)
             picture = completions(model, batch.image, known, y=batch.label, generator=generator)
             save_png(picture, self.folder / "completions.png")
         parts = sorted((self.folder / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)

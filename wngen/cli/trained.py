@@ -12,11 +12,12 @@ from rich import get_console
 
 from wngen import sampling
 from wngen.arguments import Arguments, build, summary, value_of
+from wngen.autoregressive import AutoregressiveModel
 from wngen.checkpoint import load, read_metadata
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.decoder import Watch
-from wngen.model import AutoregressiveModel, LikelihoodModel
+from wngen.model import LikelihoodModel
 
 
 def evaluate(argv: list[str]) -> None:
@@ -66,14 +67,18 @@ def sample(argv: list[str]) -> None:
 
 
 def complete(argv: list[str]) -> None:
-    """Complete half-seen images, each in several ways: the original, what is given of it, and the completions."""
+    """Complete half-seen images in several ways, row by row: given pixels act on those after them."""
     parser = _parser(complete)
     _add_data(parser)
     parser.add_argument(
         "-n", "--count", type=int, default=8, help="How many images, drawn by the data's evaluation seed."
     )
     parser.add_argument("--rows", type=int | None, help="Give so many of the upper rows; half of them by default.")
-    parser.add_argument("--mask", type=str | None, help="A PNG of the images' size: bright pixels are given.")
+    parser.add_argument(
+        "--mask",
+        type=str | None,
+        help="A PNG of the images' size. Its bright pixels are given.",
+    )
     parser.add_argument("--alternatives", type=int, default=8, help="Completions of each image.")
     parser.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, less varied completions.")
     parser.add_argument("--seed", type=int, default=0, help="Of the random numbers.")
@@ -92,7 +97,7 @@ def complete(argv: list[str]) -> None:
         else sampling.mask_from_png(options.mask, spec)
     )
     batch = subject.images(options.split, options.count)
-    generator = torch.Generator(batch.image.device).manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
     with _drawing(model, options, options.count * options.alternatives, options.alternatives) as watch:
         picture = sampling.completions(
             model, batch.image, known, options.alternatives, batch.label, options.temperature, generator, watch
@@ -111,11 +116,9 @@ def _drawing(model: LikelihoodModel, options: Any, images: int, columns: int | N
             sampling.autoregressive(model)
         yield None
         return
-    chunks = -(-images // AutoregressiveModel.drawn_at_once)
+    chunks = -(-images // model.drawn_at_once)
     if options.animate and chunks > 1:
-        raise ValueError(
-            f"--animate shows at most {AutoregressiveModel.drawn_at_once} images, these are {images}: ask for fewer"
-        )
+        raise ValueError(f"--animate shows at most {model.drawn_at_once} images, these are {images}: ask for fewer")
     film = sampling.Film(model.spec, columns=columns)
     with sampling.watched(chunks * model.spec.height * model.spec.width, *([film] if options.animate else [])) as watch:
         yield watch

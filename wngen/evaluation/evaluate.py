@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from wngen.image import Batch
 from wngen.model import LikelihoodModel
 from wngen.noise import Noise
+from wngen.precision import full_precision
 
 FractionDone = Callable[[float], None]
 
@@ -195,26 +195,17 @@ def _prepared(model: LikelihoodModel, device: torch.device | str | None) -> Iter
     before = _first_weight(model).device
     target = torch.device(device or before)
     training = {module: module.training for module in model.modules()}
-    # Convolutions in TF32, torch's default on a GPU, would make float32 a name only.
-    gpu: Any = torch.backends.cudnn
-    cpu: Any = torch.backends.mkldnn
-    operations = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]
-    precisions = [operation.fp32_precision for operation in operations]
     try:
-        for operation in operations:
-            operation.fp32_precision = "ieee"
         if target != before:
             model.to(target)
         model.eval()
-        with torch.autocast(target.type, enabled=False):
+        with full_precision(target):
             yield target
     finally:
         if target != before:
             model.to(before)
         for module, mode in training.items():
             module.training = mode
-        for operation, precision in zip(operations, precisions, strict=True):
-            operation.fp32_precision = precision
 
 
 @contextmanager

@@ -222,12 +222,20 @@ class Pointwise(nn.Module):
         out_channels: channels of the output.
         mask: of the weight, broadcasts to `(out_channels, in_channels, 1, 1)`.
         init_scale: standard deviation of the outputs that data-dependent init sets.
+        autocast: whether autocast may lower its precision. It may not that of a network's last layer: in bf16 the
+            location of a pixel's level would be off by half a level.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, mask: Tensor | None = None, init_scale: float = 1.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        mask: Tensor | None = None,
+        init_scale: float = 1.0,
+        autocast: bool = True,
     ) -> None:
         super().__init__()
+        self.autocast = autocast
         self.conv = (
             WNConv2d(in_channels, out_channels, 1, init_scale=init_scale)
             if mask is None
@@ -236,6 +244,9 @@ class Pointwise(nn.Module):
 
     def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
         """`(B, C, H, W)` to `(B, C', H, W)`, along a walk by a matrix product, which has less ado."""
+        if not self.autocast and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.to(self.conv.weight.dtype), walk)
         if walk is None:
             return self.conv(x)
         return F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1), self.conv.bias).permute(0, 3, 1, 2)

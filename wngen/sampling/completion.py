@@ -9,9 +9,10 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from wngen.autoregressive import AutoregressiveModel
 from wngen.decoder import Watch
 from wngen.image import ImageSpec
-from wngen.model import AutoregressiveModel, LikelihoodModel
+from wngen.model import LikelihoodModel
 from wngen.sampling.grids import GREY, grid, to_intensity
 
 

@@ -6,7 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from wngen.model import LatentVariableModel, LikelihoodModel
+from wngen.latent import LatentVariableModel
+from wngen.model import LikelihoodModel
 from wngen.sampling.grids import grid, to_intensity
 
 

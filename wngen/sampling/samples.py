@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wngen.autoregressive import AutoregressiveModel
 from wngen.decoder import Watch
 from wngen.model import LikelihoodModel
 from wngen.sampling.completion import autoregressive
@@ -48,7 +49,9 @@ def draw_samples(
             if label is None
             else torch.full((count,), label, device=device)
         )
-    generator = torch.Generator(device).manual_seed(seed)
+    # One that draws pixel by pixel takes only a seed from it, and draws the same on every device.
+    home = "cpu" if isinstance(model, AutoregressiveModel) else device
+    generator = torch.Generator(home).manual_seed(seed)
     if watch is None:
         return model.sample(count, y, temperature, generator)
     return autoregressive(model).sample(count, y, temperature, generator, watch)

@@ -27,7 +27,7 @@ class Film:
     def __init__(self, spec: ImageSpec, frames: int = 56, columns: int | None = None) -> None:
         pixels = spec.height * spec.width
         self.spec, self.columns = spec, columns
-        self.moments = {round(i * pixels / frames) for i in range(1, frames + 1)}
+        self.moments = {max(1, round(i * pixels / frames)) for i in range(1, frames + 1)}
         self.frames: list[Tensor] = []
 
     def __call__(self, images: Tensor, pixels: int) -> None:

@@ -10,7 +10,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from wngen.image import Batch
-from wngen.model import LatentVariableModel, LikelihoodModel
+from wngen.latent import LatentVariableModel
+from wngen.model import LikelihoodModel
 from wngen.sampling import draw_samples, grid, reconstruct, save_png
 
 
