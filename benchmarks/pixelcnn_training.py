@@ -106,7 +106,7 @@ def main(options: Options) -> None:
     for turn in range(options.rounds):
         for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
             command = [sys.executable, __file__, "--measure", way, *sys.argv[1:]]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[way].append(json.loads(done.stdout.splitlines()[-1]))
             console.print(f"{way}: {results[way][-1]['seconds']:.3g} s per step")
     seconds = {way: statistics.median(r["seconds"] for r in results[way]) for way in ways}

@@ -29,7 +29,6 @@ class Recorder(TorchDispatchMode):
 
 def recorded(step: Callable[[], Any]) -> Callable[[], Any]:
     """What a step does to the memory it uses, whatever has become of the numbers that Python saw meanwhile."""
-    step()  # makes the buffers
     with Recorder() as recorder:
         output = step()
 

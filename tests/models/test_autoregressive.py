@@ -38,7 +38,7 @@ SIZES = [  # channels, height, width, levels, classes
     (1, 1, 6, 5, 2),
     (3, 5, 1, 2, None),
 ]
-TINY = [(1, 2, 2, 2, None), (3, 1, 2, 2, None), (2, 2, 1, 3, 2), (1, 1, 1, 7, None)]
+TINY = [(1, 2, 2, 2, None), (3, 2, 2, 2, None), (3, 1, 2, 2, None), (2, 2, 1, 3, 2), (1, 1, 1, 7, None)]
 Size = tuple[int, int, int, int, int | None]
 
 
@@ -229,6 +229,23 @@ def drawn(model: AutoregressiveModel, n: int) -> Drawn:
     return Drawn(Noise(3, torch.arange(n)), model.spec.width)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
+@each_model
+@pytest.mark.parametrize("n", [1, 16])
+def test_a_gpu_draws_what_its_steps_uncaptured_draw(name, n):
+    model = made(name, SIZES[1]).float().cuda()
+    noise, y = Noise(0, torch.arange(n, device="cuda")), torch.arange(n, device="cuda") % 3
+    captured, eager = Decoder(model), Decoder(model)
+    eager.capture = None
+    images, nats = captured.run(n, Drawn(noise, model.spec.width), y)
+    again, nats_again = eager.run(
+        n, Given(images, torch.ones(images.shape[2:], dtype=torch.bool), Drawn(noise, model.spec.width)), y
+    )
+    assert torch.equal(images, again)
+    torch.testing.assert_close(nats, nats_again, rtol=0, atol=1e-4)
+    torch.testing.assert_close(nats, model.log_likelihood(images, y).cpu(), rtol=0, atol=1e-4)
+
+
 @each_model
 def test_where_nothing_can_be_captured_the_steps_run_as_they_stand(name):
     model = made(name, SIZES[1])
@@ -349,6 +366,18 @@ def test_the_images_are_shown_as_they_grow(name):
     for done, image in enumerate(shown, start=1):
         grown = (torch.arange(12) < done).view(4, 3)
         assert torch.equal(image, complete * grown)
+
+
+def test_labels_and_levels_of_another_kind_are_refused():
+    model = made("pixelcnn++", (1, 4, 4, 4, 3))
+    x, y = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="the highest level is 200, wanted 0 to 3"):
+        model.log_likelihood(x + 200, y)
+    with pytest.raises(ValueError, match="the highest level is 4, wanted 0 to 3"):
+        model.complete(x + 4, torch.zeros(4, 4, dtype=torch.bool), y)
+    for wrong, kind in ((y.float(), r"torch\.float32"), ([0, 2], "list")):
+        with pytest.raises(TypeError, match=f"classes y are {kind}, wanted a tensor of int64"):
+            model.log_likelihood(x, wrong)
 
 
 def test_completion_refuses_what_it_cannot_complete():

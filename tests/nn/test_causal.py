@@ -258,3 +258,14 @@ def test_pixels_are_kept_at_their_positions(static):
     assert torch.equal(walk.pixels(layer, 3), x.flatten(2).transpose(1, 2))
     walk.enter_row(2)
     assert int(walk.position) == 10
+
+
+def test_a_last_layer_keeps_its_precision_under_autocast():
+    layer, x = Pointwise(8, 3, autocast=False), torch.randn(2, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, lowered = layer(x.bfloat16()), Pointwise(8, 3)(x)
+        along = layer(x.bfloat16()[..., :1, :1], Walk(2, 4, 4, x))
+    assert y.dtype == along.dtype == torch.float32
+    assert lowered.dtype == torch.bfloat16
+    torch.testing.assert_close(y, layer(x.bfloat16().float()), rtol=0, atol=0)
+    torch.testing.assert_close(along, y[..., :1, :1])

@@ -84,3 +84,11 @@ def test_a_film_shows_the_pixels_in_the_order_in_which_they_are_drawn(model):
     fewer = [a - b for a, b in pairwise(hidden)]
     assert fewer == [fewer[0]] * 5
     assert fewer[0] == 4 * 4 * 11**2  # four more pixels of each of four images, in squares of 11 x 11
+
+
+def test_a_film_of_few_pixels_shows_the_first_chunk_alone():
+    model = PixelCNNPP(1, 2, 2, 2, filters=4, blocks=1, scales=1).eval()
+    film = Film(model.spec)
+    model.sample(5, watch=film, chunk=2)
+    assert len(film.frames) == 4
+    assert len({frame.shape for frame in film.frames}) == 1
