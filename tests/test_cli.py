@@ -114,7 +114,7 @@ def test_every_config_takes_one_step(name, tmp_path, request):
     """Those that train on what is not embedded are skipped without the data."""
     data = ["--data.batch_size=4"]
     chosen = yaml.safe_load(packaged_configs()[name].read_text())["data"]
-    if chosen["class_path"] != "BinarizedMNIST" or chosen["init_args"].get("binarization") == "dynamic":
+    if chosen["class_path"] != "BinarizedMNIST" or chosen.get("init_args", {}).get("binarization") == "dynamic":
         data_root = request.getfixturevalue("data_root")
     if name.endswith("cifar10"):  # the real images, in another file format
         data = ["--data=ArrayFile", "--data.levels=256", f"--data.path={data_root / 'cifar10' / 'train.npy'}", *data]
@@ -133,6 +133,7 @@ def test_configs_and_models_are_listed(capsys, tmp_path, monkeypatch):
     assert main(["configs"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in packaged_configs())
+    assert "970,786" in listed  # of pixelcnn_pp_mnist_static: the data's images have one channel of two levels
     released = load(RELEASED)
     assert f"{sum(p.numel() for p in released.parameters()):,}" in listed  # of conv_vae_mnist_dynamic
     assert main(["models"]) == 0

@@ -13,12 +13,11 @@ from jsonargparse import Namespace
 import wngen.models  # noqa: F401  # its classes are known by name once they are imported
 from wngen.arguments import Arguments, build, summary, value_of
 from wngen.cli.run import Run, fastest_precision
-from wngen.cli.subject import check_fit
+from wngen.cli.subject import SPEC, check_fit
 from wngen.data import ImageDataModule
 from wngen.model import LikelihoodModel
 from wngen.training import ImageGrids, Training
 
-SPEC = {"channels", "height", "width", "levels"}  # a model takes these four from the data
 OURS = {  # options of Lightning's trainer whose place is taken by ours
     "default_root_dir",
     "enable_autolog_hparams",

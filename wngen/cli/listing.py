@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 import wngen.models
 from wngen.arguments import Arguments, build, concrete_subclasses, packaged_configs, summary
+from wngen.cli.subject import SPEC
 from wngen.data import ImageDataModule
 from wngen.evaluation import Report
 from wngen.model import LikelihoodModel
@@ -51,9 +52,9 @@ def configs(argv: list[str]) -> None:
     """List the packaged configurations: what each trains, and the figure it reaches."""
     Arguments(prog="wngen configs", description=summary(configs)).parse_args(argv)
     parser = Arguments()
-    parser.add_subclass_arguments(LikelihoodModel, "model")
+    parser.add_subclass_arguments(LikelihoodModel, "model", skip=SPEC)
     parser.add_subclass_arguments(ImageDataModule, "data")
-    for other in ("training", "trainer"):
+    for other in ("training", "images", "trainer"):
         parser.add_argument(f"--{other}", type=dict)
     table = Table(Column("config", no_wrap=True), "model,\nparameters", "what it trains, and what it reaches")
     for name, path in packaged_configs().items():

@@ -14,6 +14,8 @@ from wngen.evaluation.report import Weights
 from wngen.image import Batch
 from wngen.model import LikelihoodModel
 
+SPEC = {"channels", "height", "width", "levels"}  # a model takes these four from the data
+
 
 def check_fit(model: LikelihoodModel, data: ImageDataModule) -> None:
     """Data must have images that the model takes, and for a conditional model labels, of no more classes than it knows.
