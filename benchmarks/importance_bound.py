@@ -13,7 +13,6 @@ Writes importance_bound.json to `out`.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from measuring import machine, write_json
+from measuring import machine, peak_mib, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -57,12 +56,6 @@ class Options:
     rounds: int = 3
     threads: int = 1
     seed: int = 0
-
-
-def peak_mib() -> float:
-    """The most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(way: str, options: Options) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
@@ -58,6 +60,12 @@ def overhead_percent(seconds: list[float], reference: list[float]) -> dict[str, 
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are trained."""
     return sum(p.numel() for p in model.parameters())
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def machine() -> dict[str, Any]:

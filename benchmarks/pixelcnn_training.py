@@ -11,7 +11,6 @@ Writes pixelcnn_training.json to `out`.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from measuring import machine, write_json
+from measuring import machine, peak_mib, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -95,8 +94,7 @@ def measure(way: str, options: Options) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"seconds": statistics.median(seconds[1:]), "peak_mib": peak, "machine": machine()}
+    return {"seconds": statistics.median(seconds[1:]), "peak_mib": peak_mib(), "machine": machine()}
 
 
 def main(options: Options) -> None:

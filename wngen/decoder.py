@@ -31,7 +31,7 @@ Capture = Callable[[Step], Step]
 
 @runtime_checkable
 class Incremental(Protocol):
-    """What the decoder asks of a model; `wngen.model.AutoregressiveModel` says what each part is."""
+    """What the decoder asks of a model; `wngen.autoregressive.AutoregressiveModel` says what each part is."""
 
     spec: ImageSpec
     period: int

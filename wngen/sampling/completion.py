@@ -12,7 +12,7 @@ from torch import Tensor
 from wngen.autoregressive import AutoregressiveModel
 from wngen.decoder import Watch
 from wngen.image import ImageSpec
-from wngen.model import LikelihoodModel
+from wngen.model import LikelihoodModel, at_least
 from wngen.sampling.grids import GREY, grid, to_intensity
 
 
@@ -88,8 +88,7 @@ def completions(
         ValueError: fewer than 1 alternative, or a mask that does not fit or hides nothing.
     """
     model = autoregressive(model)
-    if alternatives < 1:
-        raise ValueError(f"alternatives={alternatives}: wanted at least 1")
+    at_least(1, alternatives=alternatives)
     copies = repeat(x, "b c h w -> (b a) c h w", a=alternatives)
     labels = None if y is None else y.repeat_interleave(alternatives)
     drawn = model.complete(copies, known, labels, temperature, generator, watch)
