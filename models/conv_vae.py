@@ -159,10 +159,12 @@ class ConvVAE(LatentVariableModel):
         flow = {"iaf_steps": iaf_steps, "iaf_width": iaf_width, "iaf_layers": iaf_layers}
         _check(spec, widths, posterior, iaf_form, prior, likelihood, **sizes, **flow)
         self.likelihood, self.latent_dim = likelihood, latent_dim
+        self.latent_shapes = ((latent_dim,),)
         outputs = {"bernoulli": 1, "categorical": levels, "discretized_logistic": 2}[likelihood]
         self.encoder = Encoder(spec, patch, widths, blocks, hidden, num_classes)
         self.posterior = WNLinear(hidden, 2 * latent_dim)
-        self.flow = IAF(latent_dim, iaf_steps, iaf_width, iaf_layers, hidden, iaf_form) if posterior == "iaf" else None
+        flow_arguments = latent_dim, iaf_steps, iaf_width, iaf_layers, hidden, iaf_form
+        self.flow = IAF.of_vectors(*flow_arguments) if posterior == "iaf" else None
         self.prior_flow = AutoregressivePrior(latent_dim, iaf_width, iaf_layers) if prior == "autoregressive" else None
         self.decoder = Decoder(spec, patch, widths, blocks, hidden, num_classes, latent_dim, outputs)
 
@@ -202,10 +204,19 @@ class ConvVAE(LatentVariableModel):
         above = F.softplus(log_scale + (TYPICAL_LOG_SCALE - LEAST_LOG_SCALE))  # never without a gradient, as a clamp is
         return DiscretizedLogistic(mean, LEAST_LOG_SCALE + above, self.spec.levels)
 
-    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw latents `(n, Z)` from the prior; the temperature scales its standard deviation."""
+    def prior(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        if given is not None and self.split(given):
+            return given
         like = next(self.parameters())
-        eps = torch.randn(n, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device) * temperature
+        eps = torch.randn(n, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
+        eps = self.layer_temperatures(temperature)[0] * eps
         return eps if self.prior_flow is None else self.prior_flow.sample(eps)
 
     def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -12,17 +12,7 @@ from wngen.autoregressive import AutoregressiveModel
 from wngen.image import ImageSpec
 from wngen.likelihood import PixelLikelihood
 from wngen.model import at_least
-from wngen.nn import (
-    CausalConv2d,
-    CausalConvTranspose2d,
-    GatedResidualBlock,
-    Pointwise,
-    Walk,
-    down_shift,
-    elu,
-    right_shift,
-    with_ones,
-)
+from wngen.nn import CausalConv2d, CausalConvTranspose2d, GatedResidualBlock, Pointwise, ShiftedConv2d, Stem, Walk, elu
 
 
 class Scale(nn.Module):
@@ -150,35 +140,21 @@ class PixelCNNPP(AutoregressiveModel):
     ) -> None:
         super().__init__(ImageSpec(channels, height, width, levels), num_classes)
         at_least(1, filters=filters, blocks=blocks, scales=scales, components=components)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: wanted a probability below 1")
         self.head = PixelLikelihood(likelihood, self.spec, components=components)
         self.period = 2 ** (scales - 1)
-        self.above = CausalConv2d(channels + 1, filters, (2, 3), "down")
-        self.nearest_above = CausalConv2d(channels + 1, filters, (1, 3), "down")
-        self.left = CausalConv2d(channels + 1, filters, (2, 1), "down_right")
+        self.above = ShiftedConv2d(channels, filters, (2, 3), "down")
+        self.stem = Stem(channels, filters)
         self.network = Scale(scales, blocks, filters, dropout, num_classes)
         self.output = Pointwise(filters, self.head.outputs, autocast=False)
 
     def predict(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        x = with_ones(x)
-        u = down_shift(self.above(x))
-        ul = down_shift(self.nearest_above(x)) + right_shift(self.left(x))
-        _, ul = self.network(u, ul, y)
+        _, ul = self.network(self.above(x), self.stem(x), y)
         return self.output(elu(ul))
 
     def predict_row(self, above: Tensor, y: Tensor | None, walk: Walk) -> None:
-        if walk.row == 0:  # nothing has been shifted in yet
-            u = nearest = above.new_zeros(len(above), self.left.conv.out_channels, 1, walk.width)
-        else:
-            above = with_ones(above)
-            u, nearest = self.above(above, walk), self.nearest_above(above, walk)
-        walk.store(self.nearest_above, nearest)
-        self.network.row(u, y, walk)
+        self.stem.row(above, walk)
+        self.network.row(self.above(above, walk), y, walk)
 
     def predict_pixel(self, left: Tensor, here: Tensor, y: Tensor | None, walk: Walk) -> Tensor:
-        ul = self.left(with_ones(left), walk)
-        if walk.column == 0:
-            ul = torch.zeros_like(ul)
-        ul = self.network.pixel(ul + walk.stored(self.nearest_above), y, walk)
+        ul = self.network.pixel(self.stem.pixel(left, walk), y, walk)
         return self.output(elu(ul), walk)

@@ -12,17 +12,7 @@ from wngen.autoregressive import AutoregressiveModel
 from wngen.image import ImageSpec
 from wngen.likelihood import PixelLikelihood
 from wngen.model import at_least
-from wngen.nn import (
-    CausalAttention,
-    CausalConv2d,
-    GatedResidualBlock,
-    Pointwise,
-    Walk,
-    down_shift,
-    elu,
-    right_shift,
-    with_ones,
-)
+from wngen.nn import CausalAttention, CausalConv2d, GatedResidualBlock, Pointwise, Stem, Walk, elu
 
 COORDINATES = 2
 
@@ -134,11 +124,8 @@ class PixelSNAIL(AutoregressiveModel):
     ) -> None:
         super().__init__(ImageSpec(channels, height, width, levels), num_classes)
         at_least(1, filters=filters, layers=layers, blocks=blocks, keys=keys, values=values, components=components)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: wanted a probability below 1")
         self.head = PixelLikelihood(likelihood, self.spec, components=components)
-        self.nearest_above = CausalConv2d(channels + 1, filters, (1, 3), "down")
-        self.left = CausalConv2d(channels + 1, filters, (2, 1), "down_right")
+        self.stem = Stem(channels, filters)
         self.layers = nn.ModuleList(
             SnailLayer(channels, filters, blocks, keys, values, dropout, num_classes) for _ in range(layers)
         )
@@ -148,34 +135,29 @@ class PixelSNAIL(AutoregressiveModel):
         self.register_buffer("background", background, persistent=False)
 
     def predict(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        seen = with_ones(x)
-        features = down_shift(self.nearest_above(seen)) + right_shift(self.left(seen))
+        features = self.stem(x)
         background = self.background.transpose(1, 2).unflatten(2, x.shape[2:]).expand(len(x), -1, -1, -1)
         for layer in self.layers:
             features = layer(x, features, background, y)
         return self.output(elu(features))
 
     def predict_row(self, above: Tensor, y: Tensor | None, walk: Walk) -> None:
-        if walk.row == 0:  # nothing has been shifted in yet
-            nearest = above.new_zeros(len(above), self.left.conv.out_channels, 1, walk.width)
-        else:
-            nearest = self.nearest_above(with_ones(above), walk)
-            for layer in self.layers:
-                assert isinstance(layer, SnailLayer)
-                layer.keep(above[..., -1:], y, walk)
-        walk.store(self.nearest_above, nearest)
+        self.stem.row(above, walk)
+        if walk.row > 0:
+            self._keep(above[..., -1:], y, walk)
 
     def predict_pixel(self, left: Tensor, here: Tensor, y: Tensor | None, walk: Walk) -> Tensor:
-        from_left = self.left(with_ones(left), walk)
-        if walk.column == 0:
-            from_left = torch.zeros_like(from_left)
-        else:
-            for layer in self.layers:
-                assert isinstance(layer, SnailLayer)
-                layer.keep(left, y, walk)
-        features = walk.stored(self.nearest_above) + from_left
+        if walk.column > 0:
+            self._keep(left, y, walk)
+        features = self.stem.pixel(left, walk)
         background = walk.pick(self.background).expand(len(left), -1, -1, -1)
         for layer in self.layers:
             assert isinstance(layer, SnailLayer)
             features = layer.pixel(features, background, y, walk)
         return self.output(elu(features), walk)
+
+    def _keep(self, before: Tensor, y: Tensor | None, walk: Walk) -> None:
+        """Have all layers remember the pixel before the one that the walk has reached."""
+        for layer in self.layers:
+            assert isinstance(layer, SnailLayer)
+            layer.keep(before, y, walk)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from wngen import load
 from wngen.autoregressive import AutoregressiveModel
+from wngen.data import BinarizedMNIST
 from wngen.decoder import Drawn
 from wngen.models import PixelCNN, PixelCNNPP, PixelSNAIL
 from wngen.noise import Noise
@@ -61,6 +64,15 @@ def made(
             else:
                 parameter.normal_(std=0.3)
     return model.eval().to(dtype)
+
+
+def released() -> tuple[AutoregressiveModel, Tensor]:
+    """The PixelCNN++ that was trained on binarized MNIST, and some digits that it was tested on."""
+    model = load(Path(__file__).parents[1] / "checkpoints" / "pixelcnn-pp-mnist-static")
+    assert isinstance(model, AutoregressiveModel)
+    data = BinarizedMNIST()
+    data.setup()
+    return model, next(iter(data.evaluation_batches("test", 4))).image
 
 
 def images(model: AutoregressiveModel, n: int) -> tuple[Tensor, Tensor | None]:

@@ -107,12 +107,18 @@ def test_the_images_are_shown_as_they_grow(name):
     x, y = images(model, 2)
     known = torch.zeros(4, 3, dtype=torch.bool)
     known[:2] = True
-    shown: list[Tensor] = []
-    complete = model.complete(x, known, y, watch=lambda images, done: shown.append(images.clone()))
+    known[3, 1] = True
+    shown: list[tuple[Tensor, Tensor]] = []
+    complete = model.complete(x, known, y, watch=lambda images, there: shown.append((images.clone(), there.clone())))
     assert len(shown) == 12
-    for done, image in enumerate(shown, start=1):
-        grown = (torch.arange(12) < done).view(4, 3)
-        assert torch.equal(image, complete * grown)
+    for done, (image, there) in enumerate(shown, start=1):
+        assert torch.equal(there, known | (torch.arange(12) < done).view(4, 3))
+        assert torch.equal(image, complete * there)
+    shown.clear()
+    sample = model.sample(2, y, watch=lambda images, there: shown.append((images.clone(), there.clone())))
+    for done, (image, there) in enumerate(shown, start=1):
+        assert torch.equal(there, (torch.arange(12) < done).view(4, 3))
+        assert torch.equal(image, sample * there)
 
 
 def test_labels_and_levels_of_another_kind_are_refused():

@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from pixel_zoo import DEEP, SIZES, drawn, each_deep_model, each_model, images, made, sized
+from pixel_zoo import DEEP, SIZES, drawn, each_deep_model, each_model, images, made, released, sized
 from recording import recorded
 from torch import Tensor
 
+from wngen.autoregressive import AutoregressiveModel
 from wngen.decoder import Decoder, Drawn, Given
 from wngen.distributions import PixelDistribution
 from wngen.nn import Walk
 from wngen.noise import Noise
 
+PRECISIONS = [(torch.double, 1e-10), (torch.float, 1e-4)]
 
-@each_deep_model
-@sized(SIZES)
-@pytest.mark.parametrize(("n", "dtype", "tolerance"), [(1, torch.double, 1e-10), (5, torch.float, 1e-4)])
-def test_the_decoder_predicts_what_forward_predicts(name, size, n, dtype, tolerance):
-    model = made(name, size, dtype, DEEP)
-    x, y = images(model, n)
+
+def assert_predicts_what_forward_predicts(
+    model: AutoregressiveModel, x: Tensor, y: Tensor | None, tolerance: float
+) -> None:
     with torch.no_grad():
-        wanted = model.predict(model.spec.scale(x, dtype), y)
+        wanted = model.predict(model.spec.scale(x, next(model.parameters()).dtype), y)
     decoder = Decoder(model)
     predict_pixel = decoder.model.predict_pixel
     predicted = torch.zeros_like(wanted)
@@ -35,13 +35,33 @@ def test_the_decoder_predicts_what_forward_predicts(name, size, n, dtype, tolera
         return step
 
     decoder.model.predict_pixel = watched
-    copied, _ = decoder.run(n, Given(x, torch.ones(x.shape[2:], dtype=torch.bool), never), y)
+    copied, _ = decoder.run(len(x), Given(x, torch.ones(x.shape[2:], dtype=torch.bool), never), y)
     assert torch.equal(copied, x)
     torch.testing.assert_close(predicted, wanted, rtol=tolerance, atol=tolerance)
 
 
 def never(distribution: PixelDistribution, row: int, column: int) -> Tensor:
     raise AssertionError
+
+
+@each_deep_model
+@sized(SIZES)
+@pytest.mark.parametrize(("n", "dtype", "tolerance"), [(1, *PRECISIONS[0]), (5, *PRECISIONS[1])])
+def test_the_decoder_predicts_what_forward_predicts(name, size, n, dtype, tolerance):
+    model = made(name, size, dtype, DEEP)
+    assert_predicts_what_forward_predicts(model, *images(model, n), tolerance)
+
+
+@each_model
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_the_decoder_predicts_what_forward_predicts_for_many_images(name, dtype, tolerance):
+    model = made(name, SIZES[1], dtype)
+    assert_predicts_what_forward_predicts(model, *images(model, 256), tolerance)
+
+
+def test_the_decoder_predicts_what_forward_predicts_with_trained_weights():
+    model, digits = released()
+    assert_predicts_what_forward_predicts(model, digits[:1], None, 1e-4)
 
 
 @each_model

@@ -150,7 +150,7 @@ class AutoregressiveModel(LikelihoodModel):
             y: `(B,)` integer classes; only for a conditional model.
             temperature: as of `sample`.
             generator: as of `sample`.
-            watch: as of `sample`.
+            watch: as of `sample`; it sees what is known from the beginning.
             chunk: as of `sample`.
 
         Returns:
@@ -192,7 +192,9 @@ class AutoregressiveModel(LikelihoodModel):
         images = []
         for part in torch.arange(len(x), device=x.device).split(chunk):
             source: Source = Drawn(Noise(seed, part), self.spec.width, temperature)
+            shown = watch
             if bool(known.any()):
                 source = Given(x[part], known, source)
-            images.append(decoder.run(len(part), source, None if y is None else y[part], watch)[0])
+                shown = watch and source.shown_to(watch)
+            images.append(decoder.run(len(part), source, None if y is None else y[part], shown)[0])
         return torch.cat(images)

@@ -19,8 +19,8 @@ from wngen.precision import full_precision
 Source = Callable[[PixelDistribution, int, int], Tensor]
 """Gives the levels `(B, C, 1, 1)` uint8 of the pixel at a row and a column, whose distribution it is told."""
 
-Watch = Callable[[Tensor, int], None]
-"""Is shown the images `(B, C, H, W)` after each pixel, and told how many pixels of each are there."""
+Watch = Callable[[Tensor, Tensor], None]
+"""Is shown the images `(B, C, H, W)` after each pixel, and told which of their pixels are there, `(H, W)` bool."""
 
 Step = Callable[[], Any]
 """Reads tensors that stay where they are, and returns one."""
@@ -72,12 +72,17 @@ class Given:
     """
 
     def __init__(self, x: Tensor, known: Tensor, otherwise: Source) -> None:
-        self.x, self.known, self.otherwise = x, known.tolist(), otherwise
+        self.x, self.known, self.otherwise = x, known.to(x.device), otherwise
+        self._known = known.tolist()
 
     def __call__(self, distribution: PixelDistribution, row: int, column: int) -> Tensor:
-        if self.known[row][column]:
+        if self._known[row][column]:
             return self.x[:, :, row : row + 1, column : column + 1]
         return self.otherwise(distribution, row, column)
+
+    def shown_to(self, watch: Watch) -> Watch:
+        """What has another watch see all pixels that are known from the first one on."""
+        return lambda images, there: watch(torch.where(self.known, self.x, images), there | self.known)
 
 
 class Decoder:
@@ -121,6 +126,7 @@ class Decoder:
         walk = Walk(n, spec.height, spec.width, like, static=self.capture is not None)
         steps = _Steps(self.capture)
         images = torch.zeros(n, *spec.shape, dtype=torch.uint8, device=like.device)
+        there = torch.zeros(spec.height, spec.width, dtype=torch.bool, device=like.device)
         nats = torch.zeros(n, dtype=torch.float64)
         above, left, here = (like.new_zeros(n, spec.channels, 1, width) for width in (spec.width, 1, 1))
         groups = [slice(c, c + 1) for c in range(spec.channels)] if model.by_channel else [slice(None)]
@@ -141,7 +147,8 @@ class Decoder:
                 left.copy_(here)
                 predictions.append(predicted.clone())
                 if watch is not None:
-                    watch(images, row * spec.width + column + 1)
+                    there[row, column] = True
+                    watch(images, there)
             levels = images[:, :, row : row + 1]
             above.copy_(spec.scale_levels(levels, like.dtype))
             row_nats = model.distribution(torch.cat(predictions, dim=3)).log_prob(levels).flatten(1).sum(dim=1)

@@ -427,7 +427,11 @@ class DiagonalGaussian:
 
     def sample(self, noise: Noise) -> Tensor:
         """A reparameterized draw, differentiable in mean and log_std."""
-        return self.mean + self.log_std.exp() * noise.normal(*self.mean.shape[1:]).to(self.mean)
+        return self.at(noise.normal(*self.mean.shape[1:]))
+
+    def at(self, eps: Tensor) -> Tensor:
+        """The point that is `eps` standard deviations from the mean."""
+        return self.mean + self.log_std.exp() * eps.to(self.mean)
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
         """KL(self || other) of each element in closed form (Kingma & Welling 2013, appendix B)."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,9 +20,13 @@ class LatentVariableModel(LikelihoodModel):
 
     A subclass says how a batch is encoded and how the bound follows from the code. `forward` and the
     importance-weighted bound are the same for all, and run the encoder once for each image.
+
+    Attributes:
+        latent_shapes: of each stochastic layer's latents, the topmost first.
     """
 
     is_exact = False
+    latent_shapes: tuple[tuple[int, ...], ...]
 
     @abstractmethod
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -43,15 +49,62 @@ class LatentVariableModel(LikelihoodModel):
 
     @abstractmethod
     def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The centre of the posterior of each image, latents `(B, ...)` that `decode` takes."""
+        """The centre of the posterior of each image, latents `(B, Z)` that `decode` takes."""
 
     @abstractmethod
     def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
-        """The distribution of the images given their latents."""
+        """The distribution of the images given latents `(B, Z)`, all layers side by side, the topmost first."""
 
     @abstractmethod
-    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `n` latents from the prior; a temperature below 1 keeps them near its centre."""
+    def prior(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """Draw latents `(n, Z)` from the prior.
+
+        Args:
+            n: how many.
+            y: `(n,)` integer classes; only for a conditional model.
+            temperature: factor on the prior's standard deviation, one for all stochastic layers or one for each, the
+                topmost first.
+            generator: where random numbers come from; torch's global generator by default.
+            given: `(n, Z')`, latents of the uppermost layers, which are kept.
+
+        Raises:
+            ValueError: another number of temperatures than layers, or given latents that end within a layer.
+        """
+
+    def layer_temperatures(self, temperature: float | Sequence[float]) -> list[float]:
+        """One for each stochastic layer, the topmost first.
+
+        Raises:
+            ValueError: another number of them, or a negative one.
+        """
+        depth = len(self.latent_shapes)
+        each = [float(temperature)] * depth if isinstance(temperature, (int, float)) else list(temperature)
+        if len(each) != depth or min(each) < 0:
+            raise ValueError(f"temperature={temperature}: wanted one, or one for each of {depth} layers, none negative")
+        return each
+
+    def split(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Latents side by side `(B, Z)`, of all layers or of the uppermost ones, to those of each layer `(B, ...)`.
+
+        Raises:
+            ValueError: they end within a layer.
+        """
+        sizes = [math.prod(shape) for shape in self.latent_shapes]
+        ends = [0, *accumulate(sizes)]
+        if z.dim() != 2 or z.shape[1] not in ends:
+            raise ValueError(
+                f"latents of shape {tuple(z.shape)}: wanted (B, Z), where layers end at {', '.join(map(str, ends))}"
+            )
+        layers = ends.index(z.shape[1])
+        parts = z.split(sizes[:layers], dim=1)
+        return tuple(part.unflatten(1, shape) for part, shape in zip(parts, self.latent_shapes, strict=False))
 
     def forward(self, x: Tensor, y: Tensor | None = None, noise: Noise | None = None) -> Bound:
         """The evidence lower bound, estimated with one sample of the posterior; see `LikelihoodModel`."""
@@ -63,14 +116,18 @@ class LatentVariableModel(LikelihoodModel):
         self,
         n: int,
         y: Tensor | None = None,
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw latents from the prior, and the pixels given them; see `LikelihoodModel`."""
-        if n < 1 or temperature < 0:
-            raise ValueError(f"n={n}, temperature={temperature}: wanted at least 1 image and no negative temperature")
+        """Draw latents from the prior, and the pixels given them; see `LikelihoodModel`.
+
+        Of several temperatures, one for each stochastic layer, the last is the pixels' too.
+        """
+        if n < 1:
+            raise ValueError(f"n={n}: wanted at least 1 image")
         self.check_labels(y, n)
-        return self.decode(self.prior(n, temperature, generator), y).sample(generator, temperature)
+        lowest = self.layer_temperatures(temperature)[-1]
+        return self.decode(self.prior(n, y, temperature, generator), y).sample(generator, lowest)
 
     @torch.no_grad()
     def log_likelihood(

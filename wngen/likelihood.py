@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from wngen.distributions import Bernoulli, Categorical, DiscretizedLogisticMixture, PixelDistribution
+from wngen.distributions import (
+    Bernoulli,
+    Categorical,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    PixelDistribution,
+)
 from wngen.image import ImageSpec
 
 
@@ -13,7 +19,7 @@ class PixelLikelihood:
 
     Args:
         name: `bernoulli`, for two levels; `categorical`, a probability for each level of each sub-pixel; `mixture`, a
-            `DiscretizedLogisticMixture`; or `auto`, which is `bernoulli` where that says all and else the last of
+            `DiscretizedLogisticMixture`; `discretized_logistic`, whose scale is not predicted; or `auto`, which is `bernoulli` where that says all and else the last of
             `choices`.
         spec: of the images.
         choices: those that the model offers.
@@ -50,13 +56,17 @@ class PixelLikelihood:
         self.outputs = {
             "bernoulli": spec.channels,
             "categorical": spec.channels * spec.levels,
+            "discretized_logistic": spec.channels,
             "mixture": DiscretizedLogisticMixture.parameters_per_pixel(components, spec.channels),
         }[name]
 
-    def __call__(self, predicted: Tensor) -> PixelDistribution:
-        """The distributions of pixels from `(B, P, H, W)`."""
+    def __call__(self, predicted: Tensor, log_scale: Tensor | None = None) -> PixelDistribution:
+        """The distributions of pixels from `(B, P, H, W)`, and from the scale that discretized logistics share."""
         if self.name == "bernoulli":
             return Bernoulli(predicted)
         if self.name == "categorical":
             return Categorical(predicted.unflatten(1, (self.spec.channels, -1)).movedim(2, -1))  # (B, C, H, W, levels)
+        if self.name == "discretized_logistic":
+            assert log_scale is not None
+            return DiscretizedLogistic(predicted, log_scale, self.spec.levels)
         return DiscretizedLogisticMixture.from_parameters(predicted, self.spec.channels, self.spec.levels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pixel_zoo import DEEP, MODELS, SIZES, each_deep_model, each_model, images, made, sized
+from pixel_zoo import DEEP, MODELS, SIZES, each_deep_model, each_model, images, made, released, sized
 from torch import Tensor
 
 from wngen.autoregressive import AutoregressiveModel
@@ -37,6 +37,20 @@ def test_a_sub_pixel_depends_on_all_before_it_and_on_none_after(name, size):
         place = place // model.spec.channels
     before = place[..., None, None, None] > place
     assert torch.equal(seen, before)
+
+
+def test_trained_weights_leave_what_comes_later_unseen():
+    model, digits = released()
+    told = model.spec.scale(digits, torch.float).requires_grad_()
+    predicted = model.predict(told)
+    rows, columns = torch.arange(28)[:, None], torch.arange(28)
+    for row, column in [(0, 0), (0, 1), (1, 0), (5, 27), (14, 13), (20, 0), (27, 27)]:
+        (gradient,) = torch.autograd.grad(predicted[:, :, row, column].sum(), told, retain_graph=True)
+        seen = (gradient != 0).any(dim=0)[0]
+        before = 28 * rows + columns < 28 * row + column
+        near = ((rows - row).abs() <= 3) & ((columns - column).abs() <= 3)
+        assert not seen[~before].any()
+        assert seen[before & near].all()
 
 
 def test_two_stacks_have_no_blind_spot():

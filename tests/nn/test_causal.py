@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from walking import assert_same, at, each_size, image, pixels_of, rows_of, statically
 
 from wngen.nn import (
     CausalConv2d,
@@ -20,7 +18,6 @@ from wngen.nn import (
     right_shift,
 )
 
-SIZES = [(6, 8), (5, 7), (7, 4), (1, 6), (5, 1), (1, 1)]
 KERNELS = [  # height, width, reach, then the zeros on the left and on the right
     (2, 3, "down", 1, 1),
     (3, 7, "down", 3, 3),
@@ -30,35 +27,7 @@ KERNELS = [  # height, width, reach, then the zeros on the left and on the right
     (1, 4, "down_right", 3, 0),
 ]
 
-each_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: "{}x{}-{}".format(*kernel))
-statically = pytest.mark.parametrize("static", [False, True])
-
-
-def pixels_of(walk: Walk) -> Iterator[tuple[int, int]]:
-    for row in range(walk.height):
-        walk.enter_row(row)
-        for column in range(walk.width):
-            walk.enter_pixel(column)
-            yield row, column
-
-
-def rows_of(walk: Walk) -> Iterator[int]:
-    for row in range(walk.height):
-        walk.enter_row(row)
-        yield row
-
-
-def at(x: Tensor, row: int, column: int) -> Tensor:
-    return x[:, :, row : row + 1, column : column + 1]
-
-
-def image(channels: int, size: tuple[int, int]) -> Tensor:
-    return torch.randn(2, channels, *size, dtype=torch.double)
-
-
-def assert_same(seen: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-12)
 
 
 # At once
@@ -232,32 +201,6 @@ def test_a_pointwise_layer_takes_rows_and_pixels(static):
         assert_same(layer(x[:, :, row : row + 1], walk), wanted[:, :, row : row + 1])
     for row, column in pixels_of(walk):
         assert_same(layer(at(x, row, column), walk), at(wanted, row, column))
-
-
-@statically
-def test_a_row_is_stored_for_its_pixels(static):
-    layer, x = Pointwise(3, 3), image(3, (4, 5))
-    walk = Walk(2, 4, 5, x, static)
-    for row in rows_of(walk):
-        walk.store(layer, x[:, :, row : row + 1])
-        for column in range(5):
-            walk.enter_pixel(column)
-            assert torch.equal(walk.stored(layer), at(x, row, column))
-
-
-@statically
-def test_pixels_are_kept_at_their_positions(static):
-    layer, x = Pointwise(3, 3), image(3, (4, 5))
-    walk = Walk(2, 4, 5, x, static)
-    pixels = walk.pixels(layer, 3)
-    assert not pixels.any()
-    for row, column in pixels_of(walk):
-        assert int(walk.position) == 5 * row + column
-        walk.put(pixels, at(x, row, column))
-        assert torch.equal(walk.pick(pixels), at(x, row, column))
-    assert torch.equal(walk.pixels(layer, 3), x.flatten(2).transpose(1, 2))
-    walk.enter_row(2)
-    assert int(walk.position) == 10
 
 
 def test_a_last_layer_keeps_its_precision_under_autocast():

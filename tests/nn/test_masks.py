@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import hypothesis.strategies as st
 import pytest
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from wngen.nn import MaskedWNLinear, made_degrees, made_mask
+from wngen.nn import MaskedWNLinear, causal_mask, made_degrees, made_mask
 
 
 def made(degrees: list[Tensor], order: Tensor) -> nn.Sequential:
@@ -67,3 +67,17 @@ def test_every_degree_has_its_share_of_a_wide_layer():
     assert counts.sum() == 700
     assert counts.min() > 0
     assert torch.equal(hidden, hidden.sort().values)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_a_causal_mask_shows_what_comes_before_and_at_the_centre_what_it_is_told(kernel_size: int, reverse: bool):
+    centre = torch.tensor([[1, 0, 1], [0, 0, 1]]).bool()
+    mask = causal_mask(centre, kernel_size, reverse)
+    assert mask.shape == (2, 3, kernel_size, kernel_size)
+    middle = (kernel_size // 2, kernel_size // 2)
+    for output, channel, row, column in product(range(2), range(3), range(kernel_size), range(kernel_size)):
+        place = (row, column)
+        comes_before = place > middle if reverse else place < middle
+        wanted = bool(centre[output, channel]) if place == middle else comes_before
+        assert bool(mask[output, channel, row, column]) == wanted

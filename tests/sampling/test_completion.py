@@ -5,11 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 from PIL import Image
+from pixel_zoo import seeded
 
 from wngen.image import ImageSpec
 from wngen.models import ConvVAE, PixelCNNPP
 from wngen.sampling import Film, autoregressive, completions, draw_samples, mask_from_png, upper_rows, watched
-from wngen.sampling.grids import GREY
+from wngen.sampling.grids import GREY, grid
 
 
 @pytest.fixture
@@ -84,6 +85,20 @@ def test_a_film_shows_the_pixels_in_the_order_in_which_they_are_drawn(model):
     fewer = [a - b for a, b in pairwise(hidden)]
     assert fewer == [fewer[0]] * 5
     assert fewer[0] == 4 * 4 * 11**2  # four more pixels of each of four images, in squares of 11 x 11
+
+
+def test_a_film_of_completions_shows_what_is_given_from_the_first_frame(model):
+    x = torch.randint(0, 4, (2, 1, 6, 4), dtype=torch.uint8)
+    known = upper_rows(model.spec, 2)
+    known[3, 2] = known[5, 0] = True
+    film = Film(model.spec, frames=24)
+    complete = model.complete(x, known, generator=seeded(), watch=film)
+    assert len(film.frames) == 1 + 14  # one on the way over the rows given, and one for each pixel that is drawn
+    place = torch.arange(24).view(6, 4)
+    drawn = place[~known].tolist()
+    for frame, last in zip(film.frames, [-1, *drawn], strict=True):
+        shown = torch.where(known | (place <= last), complete * 85, GREY)
+        assert torch.equal(frame, grid(shown, 256))
 
 
 def test_a_film_of_few_pixels_shows_the_first_chunk_alone():

@@ -3,7 +3,7 @@
 from wngen.nn.activations import concat_elu, elu
 from wngen.nn.attention import CausalAttention
 from wngen.nn.blocks import GatedResidualBlock, ResidualBlock
-from wngen.nn.causal import CausalConv2d, CausalConvTranspose2d, Pointwise, Walk, down_shift, right_shift, with_ones
+from wngen.nn.causal import CausalConv2d, CausalConvTranspose2d, Pointwise, down_shift, right_shift
 from wngen.nn.convert import fold, from_torch_state_dict, to_torch_state_dict, weight_norm
 from wngen.nn.init import data_dependent_init, data_free_init
 from wngen.nn.layers import (
@@ -17,9 +17,11 @@ from wngen.nn.layers import (
     WNLinear,
     normalize,
 )
-from wngen.nn.masks import made_degrees, made_mask
+from wngen.nn.masks import causal_mask, made_degrees, made_mask
 from wngen.nn.norm import MeanOnlyBatchNorm
 from wngen.nn.recurrent import WNGRU, WNLSTM, WNGRUCell, WNLSTMCell
+from wngen.nn.stem import ShiftedConv2d, Stem
+from wngen.nn.walk import Walk
 
 __all__ = [
     "WNGRU",
@@ -33,6 +35,8 @@ __all__ = [
     "MeanOnlyBatchNorm",
     "Pointwise",
     "ResidualBlock",
+    "ShiftedConv2d",
+    "Stem",
     "WNConv1d",
     "WNConv2d",
     "WNConv3d",
@@ -42,6 +46,7 @@ __all__ = [
     "WNLinear",
     "Walk",
     "WeightNormalized",
+    "causal_mask",
     "concat_elu",
     "data_dependent_init",
     "data_free_init",
@@ -55,5 +60,4 @@ __all__ = [
     "right_shift",
     "to_torch_state_dict",
     "weight_norm",
-    "with_ones",
 ]

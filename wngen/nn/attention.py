@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.nn.causal import Walk
+from wngen.nn.walk import Walk
 
 
 class CausalAttention(nn.Module):

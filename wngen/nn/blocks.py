@@ -7,8 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from wngen.nn.activations import concat_elu, elu
-from wngen.nn.causal import Pointwise, Walk
+from wngen.nn.causal import Pointwise
 from wngen.nn.layers import WNConv2d
+from wngen.nn.walk import Walk
 
 
 class ResidualBlock(nn.Module):
@@ -50,6 +51,9 @@ class GatedResidualBlock(nn.Module):
         dropout: probability of dropping an activation between the two convolutions.
         activation: `concat_elu` doubles the channels it is given; another one keeps them.
 
+    Raises:
+        ValueError: a dropout that is no probability below 1.
+
     References:
         PixelCNN++ (Salimans et al., 2017), section 2 and the released code: `init_scale` 0.1 on the second
         convolution starts the block near the identity.
@@ -65,6 +69,8 @@ class GatedResidualBlock(nn.Module):
         activation: Callable[[Tensor], Tensor] = concat_elu,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: wanted a probability below 1")
         widening = 2 if activation is concat_elu else 1
         self.activation = activation
         self.first = convolution(widening * channels, channels)

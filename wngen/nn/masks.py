@@ -35,3 +35,18 @@ def made_mask(outputs: Tensor, inputs: Tensor, strict: bool = False) -> Tensor:
         strict: an output sees only inputs of a lower degree, not of its own: for the last layer.
     """
     return (outputs[:, None] > inputs) if strict else (outputs[:, None] >= inputs)
+
+
+def causal_mask(centre: Tensor, kernel_size: int, reverse: bool = False) -> Tensor:
+    """`(outputs, inputs, kernel_size, kernel_size)`: 1 at the places before the centre in raster order.
+
+    Args:
+        centre: `(outputs, inputs)`, which inputs an output may see at its own place.
+        kernel_size: odd.
+        reverse: whether the order runs from the last place to the first.
+    """
+    middle = kernel_size // 2
+    before = (torch.arange(kernel_size**2) < kernel_size**2 // 2).view(kernel_size, kernel_size)
+    mask = (before.flip(0, 1) if reverse else before).repeat(*centre.shape, 1, 1)
+    mask[:, :, middle, middle] = centre
+    return mask

@@ -20,7 +20,7 @@ class Film:
 
     Args:
         spec: of the images.
-        frames: how many to keep.
+        frames: how many to keep; fewer if nothing new is seen for a while, as on the way over pixels that were given.
         columns: of the grid that each frame is.
     """
 
@@ -29,14 +29,14 @@ class Film:
         self.spec, self.columns = spec, columns
         self.moments = {max(1, round(i * pixels / frames)) for i in range(1, frames + 1)}
         self.frames: list[Tensor] = []
+        self._steps = 0
 
-    def __call__(self, images: Tensor, pixels: int) -> None:
-        if pixels not in self.moments or len(self.frames) == len(self.moments):
-            return
-        shown = to_intensity(images, self.spec.levels)
-        drawn = torch.arange(self.spec.height * self.spec.width, device=images.device) < pixels
-        shown = torch.where(drawn.view(self.spec.height, self.spec.width), shown, GREY)
-        self.frames.append(grid(shown, 256, self.columns))
+    def __call__(self, images: Tensor, there: Tensor) -> None:
+        self._steps += 1
+        if self._steps in self.moments:
+            frame = grid(torch.where(there, to_intensity(images, self.spec.levels), GREY), 256, self.columns)
+            if not self.frames or not torch.equal(frame, self.frames[-1]):
+                self.frames.append(frame)
 
 
 @contextmanager
@@ -52,9 +52,9 @@ def watched(pixels: int, *others: Watch) -> Iterator[Watch]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=pixels)
 
-        def watch(images: Tensor, done: int) -> None:
+        def watch(images: Tensor, there: Tensor) -> None:
             bar.advance(task)
             for other in others:
-                other(images, done)
+                other(images, there)
 
         yield watch

@@ -1,0 +1,395 @@
+"""The ResNet VAE of the IAF paper: a ladder of stochastic layers over several resolutions, inferred from both ends."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wngen.distributions import DiagonalGaussian, PixelDistribution, at_least_fp32
+from wngen.flows import IAF, StepForm
+from wngen.image import ImageSpec
+from wngen.latent import LatentVariableModel
+from wngen.likelihood import PixelLikelihood
+from wngen.model import Bound, at_least
+from wngen.nn import WNConv2d, WNConvTranspose2d, elu
+from wngen.noise import Noise
+
+StdForm = Literal["exponential", "softplus"]
+
+TYPICAL_LOG_SCALE = -2.0  # of discretized logistics, whose pixels span [-1, 1]: where training begins
+
+
+class Resolution(NamedTuple):
+    """A resolution of the network, and the stochastic layers that stand there."""
+
+    height: int
+    width: int
+    stride: int  # to the resolution before, or to the image
+    layers: int
+    maps: int  # of features
+
+
+class BottomUpLayer(nn.Module):
+    """A residual block on the way from the image, and what the posterior of its stochastic layer learns from it.
+
+    Args:
+        below: feature maps that come in.
+        maps: feature maps of the block.
+        code: channels of what goes to the posterior.
+        scale: factor on the residual branch.
+        stride: to the layer below.
+        is_top: whether no layer comes after it, so that nothing is handed on.
+    """
+
+    def __init__(self, below: int, maps: int, code: int, scale: float, stride: int, is_top: bool) -> None:
+        super().__init__()
+        self.code, self.scale = code, scale
+        shrink = WNConv2d(below, maps, stride + 1, stride, padding=stride // 2)
+        self.shrink = shrink if stride > 1 else None
+        self.first = WNConv2d(maps, code if is_top else code + maps, 3, padding="same", init_scale=0.1)
+        self.second = None if is_top else WNConv2d(maps, maps, 3, padding="same", init_scale=0.1)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, below, H, W)` to features for the layer above, and the posterior's code."""
+        if self.shrink is not None:
+            h = self.shrink(elu(h))
+        code, features = self.first(elu(h)).tensor_split([self.code], dim=1)
+        return (h if self.second is None else h + self.scale * self.second(elu(features))), code
+
+
+class TopDownLayer(nn.Module):
+    """A residual block on the way to the image, and the stochastic layer that enters it.
+
+    Args:
+        above: feature maps that come in.
+        maps: feature maps of the block.
+        size: height and width of its maps.
+        stride: to the layer above.
+        scale: factor on the residual branch.
+        latents: Z, channels of its latent variables.
+        flow: the posterior's, or None.
+        infers: whether it takes part in the posterior, which else depends on the image alone.
+        std: how standard deviations are parameterized.
+        relative: whether the posterior is parameterized relative to the prior.
+    """
+
+    def __init__(
+        self,
+        above: int,
+        maps: int,
+        size: tuple[int, int],
+        stride: int,
+        scale: float,
+        latents: int,
+        flow: IAF | None,
+        infers: bool,
+        std: StdForm,
+        relative: bool,
+    ) -> None:
+        super().__init__()
+        self.size, self.scale, self.latents, self.flow = size, scale, latents, flow
+        self.infers, self.std, self.relative = infers, std, relative
+        # What the prior, the posterior with its flow, and the features beside the latents are made of.
+        self.parts = [2 * latents, code_channels(latents, flow) if infers else 0, maps]
+        enlarge = WNConvTranspose2d(above, maps, stride + 1, stride, padding=stride // 2)
+        self.enlarge = enlarge if stride > 1 else None
+        self.first = WNConv2d(maps, sum(self.parts), 3, padding="same", init_scale=0.1)
+        self.second = WNConv2d(latents + maps, maps, 3, padding="same", init_scale=0.1)
+
+    def infer(self, h: Tensor, code: Tensor, eps: Tensor, sampled_rate: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw from the posterior.
+
+        Args:
+            h: features from above `(B, above, H, W)`.
+            code: of the image, what `BottomUpLayer` returns.
+            eps: standard normal noise `(B, Z, H, W)`.
+            sampled_rate: see `LatentVariableModel.bound`.
+
+        Returns:
+            Features for the layer below, latents `(B, Z, H, W)`, and the rate of each channel `(B, Z)` in nats.
+        """
+        h, prior, inferred, features = self._read(h)
+        parameters, context = (code + inferred if self.infers else code).tensor_split([2 * self.latents], dim=1)
+        base = self._gaussian(parameters, prior if self.relative else None)
+        z = base.at(eps)
+        if self.flow is None and not sampled_rate:
+            kl = base.kl(prior)
+        else:
+            log_q = base.log_prob(z)
+            if self.flow is not None:
+                transformed = self.flow(z, context)
+                z, log_q = transformed.value, log_q - transformed.log_det
+            kl = log_q - prior.log_prob(z)
+        return self._merge(h, features, z), z, kl.flatten(2).sum(dim=2)
+
+    def generate(self, h: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from the prior, with noise `(B, Z, H, W)`: features for the layer below, and latents."""
+        h, prior, _, features = self._read(h)
+        z = prior.at(eps)
+        return self._merge(h, features, z), z
+
+    def place(self, h: Tensor, z: Tensor) -> Tensor:
+        """Take latents `(B, Z, H, W)` as they are: features for the layer below."""
+        h, _, _, features = self._read(h)
+        return self._merge(h, features, z)
+
+    def _read(self, h: Tensor) -> tuple[Tensor, DiagonalGaussian, Tensor, Tensor]:
+        """Features at this resolution, the prior, a part of the posterior, and features that go beside the latents."""
+        if self.enlarge is not None:
+            h = self.enlarge(elu(h), self.size)
+        prior, inferred, features = self.first(elu(h)).split(self.parts, dim=1)
+        return h, self._gaussian(prior), inferred, features
+
+    def _merge(self, h: Tensor, features: Tensor, z: Tensor) -> Tensor:
+        return h + self.scale * self.second(elu(torch.cat([z.to(features.dtype), features], dim=1)))
+
+    def _gaussian(self, parameters: Tensor, relative_to: DiagonalGaussian | None = None) -> DiagonalGaussian:
+        mean, log_std = at_least_fp32(parameters).chunk(2, dim=1)
+        if self.std == "softplus":  # to the base 2: of 0 it is 1
+            std = F.softplus(log_std, beta=math.log(2))
+            log_std = std.clamp_min(torch.finfo(std.dtype).tiny).log()
+        if relative_to is None:
+            return DiagonalGaussian(mean, log_std)
+        return DiagonalGaussian(relative_to.at(mean), relative_to.log_std + log_std)
+
+
+def code_channels(latents: int, flow: IAF | None) -> int:
+    """Of what makes a posterior: mean, log standard deviation, and the flow's context."""
+    return 2 * latents + (0 if flow is None else flow.context_channels)
+
+
+class ResNetVAE(LatentVariableModel):
+    """A ladder of stochastic layers in a residual network, with a convolutional IAF posterior by choice.
+
+    A deterministic pass from the image upwards leaves a code for each stochastic layer. The pass downwards draws
+    each layer's latent maps, from the prior or, where an image is given, from the posterior, and with every draw
+    changes the features that the layers below depend on.
+
+    The defaults are those of the paper's released code for CIFAR-10, at twenty layers.
+
+    Args:
+        channels: of the images, 1 to 4.
+        height: rows.
+        width: columns.
+        levels: values a sub-pixel can take.
+        layers: height of the latent maps and number of stochastic layers at each resolution, from the image upwards,
+            such as `16x10, 8x10`. Each height is that of the images, halved and rounded up any number of times.
+        feature_maps: of the network at each resolution, or one number for all.
+        latent_channels: of each stochastic layer.
+        inference: `bidirectional`, where the posterior of a layer depends on the image and on the latents above it, or
+            `bottom-up`, where it depends on the image alone.
+        posterior: `diagonal` Gaussian, or that followed by inverse autoregressive flow over space and channels.
+        iaf_steps: steps of each layer's flow.
+        iaf_layers: hidden layers of a step; 0 makes it linear.
+        iaf_form: `gated`, `location_scale` or `location`; see `wngen.flows.IAFStep`.
+        std: standard deviations as `exponential` or base-2 `softplus` of what the network says.
+        relative_posterior: parameterize the posterior's mean and deviation relative to the prior's.
+        residual_scale: factor on every residual branch; None for 1 / sqrt(number of stochastic layers).
+        likelihood: of the pixels: `bernoulli`; `discretized_logistic`, whose scale is learned but the same
+            everywhere; `mixture` of discretized logistics; or `auto`, Bernoulli for two levels and discretized
+            logistic for more.
+        scale_per_channel: learn the scale of discretized logistics for each image channel.
+        components: of the mixture.
+        num_classes: condition on this many classes.
+        recompute: keep no activations of the layers for the backward pass, but compute them again: less memory for
+            more time, and the same gradients.
+
+    Raises:
+        ValueError: arguments that make no model; the message says which.
+
+    References:
+        Improved variational inference with inverse autoregressive flow (Kingma et al., 2016), section 4 and
+        appendix C. `std` and `residual_scale` as in Efficient-VDVAE (Hazami et al., 2022) and VDVAE (Child, 2021);
+        `relative_posterior` as in NVAE (Vahdat & Kautz, 2020), section 3.2.
+    """
+
+    chunk = 256
+
+    def __init__(
+        self,
+        channels: int = 3,
+        height: int = 32,
+        width: int = 32,
+        levels: int = 256,
+        layers: str = "16x10, 8x10",
+        feature_maps: Sequence[int] = (160,),
+        latent_channels: int = 32,
+        inference: Literal["bidirectional", "bottom-up"] = "bidirectional",
+        posterior: Literal["diagonal", "iaf"] = "iaf",
+        iaf_steps: int = 1,
+        iaf_layers: int = 2,
+        iaf_form: StepForm = "location_scale",
+        std: StdForm = "exponential",
+        relative_posterior: bool = False,
+        residual_scale: float | None = 0.1,
+        likelihood: Literal["auto", "bernoulli", "discretized_logistic", "mixture"] = "auto",
+        scale_per_channel: bool = False,
+        components: int = 10,
+        num_classes: int | None = None,
+        recompute: bool = False,
+    ) -> None:
+        spec = ImageSpec(channels, height, width, levels)
+        super().__init__(spec, num_classes)
+        at_least(1, latent_channels=latent_channels, iaf_steps=iaf_steps, components=components)
+        at_least(0, iaf_layers=iaf_layers)
+        if channels > 4:
+            raise ValueError(f"channels={channels}: wanted 1 to 4")
+        choices = {
+            "inference": (inference, ("bidirectional", "bottom-up")),
+            "posterior": (posterior, ("diagonal", "iaf")),
+            "std": (std, ("exponential", "softplus")),
+        }
+        for name, (seen, wanted) in choices.items():
+            if seen not in wanted:
+                raise ValueError(f"{name}={seen!r}: wanted one of {', '.join(wanted)}")
+        offered = ("bernoulli", "mixture", "discretized_logistic")
+        self.likelihood = PixelLikelihood(likelihood, spec, offered, components=components)
+        scales = torch.full((channels if scale_per_channel else 1, 1, 1), TYPICAL_LOG_SCALE)
+        self.log_scale = nn.Parameter(scales) if self.likelihood.name == "discretized_logistic" else None
+        self.resolutions = parse_layers(layers, spec, feature_maps)
+        self.recompute = recompute
+        places = [resolution for resolution in self.resolutions for _ in range(resolution.layers)]
+        depth = len(places)
+        scale = depth**-0.5 if residual_scale is None else residual_scale
+        up: list[nn.Module] = []
+        down: list[nn.Module] = []
+        for i, here in enumerate(places):  # from the image upwards
+            below, above = places[max(i - 1, 0)], places[min(i + 1, depth - 1)]
+            flow = None
+            if posterior == "iaf":
+                flow = IAF.of_maps(latent_channels, iaf_steps, here.maps, iaf_layers, with_context=True, form=iaf_form)
+            code = code_channels(latent_channels, flow)
+            stride = 1 if below is here else here.stride
+            up.append(BottomUpLayer(below.maps, here.maps, code, scale, stride, is_top=i == depth - 1))
+            size, stride = (here.height, here.width), 1 if above is here else above.stride
+            layer = TopDownLayer(
+                above.maps,
+                here.maps,
+                size,
+                stride,
+                scale,
+                latent_channels,
+                flow,
+                infers=inference == "bidirectional",
+                std=std,
+                relative=relative_posterior,
+            )
+            down.append(layer)
+        first, last = places[0], places[-1]
+        ends = {"kernel_size": 2 * first.stride + 1, "stride": first.stride, "padding": first.stride}
+        self.stem = WNConv2d(channels, first.maps, **ends)
+        self.bottom_up = nn.ModuleList(up)
+        # Not constant over space: where nothing varies, data-dependent init could not set any scale.
+        self.top = nn.Parameter(torch.randn(last.maps, last.height, last.width))
+        self.top_down = nn.ModuleList(reversed(down))
+        self.output = WNConvTranspose2d(first.maps, self.likelihood.outputs, **ends, init_scale=0.1)
+        self.image_label = nn.Embedding(num_classes, first.maps) if num_classes else None
+        self.top_label = nn.Embedding(num_classes, last.maps) if num_classes else None
+        self.latent_shapes = tuple((latent_channels, place.height, place.width) for place in reversed(places))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What each layer's posterior learns from the image, the topmost first: `(B, 2 Z + context, H, W)`."""
+        self.check_labels(y, len(x))
+        h = self.stem(self.spec.scale(x, next(self.parameters()).dtype))
+        if self.image_label is not None:
+            h = h + self.image_label(y)[:, :, None, None]
+        codes: list[Tensor] = []
+        for layer in self.bottom_up:
+            h, code = self._run(layer, h)
+            codes.append(code)
+        return tuple(reversed(codes))
+
+    def bound(
+        self, x: Tensor, code: tuple[Tensor, ...], y: Tensor | None, noise: Noise, sampled_rate: bool = True
+    ) -> Bound:
+        h, kls = self._top(len(x), y), []
+        for layer, part, shape in zip(self.top_down, code, self.latent_shapes, strict=True):
+            h, _, kl = self._run(layer.infer, h, part, noise.normal(*shape).to(self.top), sampled_rate)
+            kls.append(kl)
+        return Bound(-self._pixels(h).log_prob(x).flatten(1).sum(dim=1), tuple(kls))
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
+        self.check_labels(y, len(z))
+        h = self._top(len(z), y)
+        for layer, part in zip(self.top_down, self.split(z), strict=True):
+            h = layer.place(h, part)
+        return self._pixels(h)
+
+    def prior(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        temperatures = self.layer_temperatures(temperature)
+        drawn = [] if given is None else list(self.split(given))
+        h = self._top(n, y)
+        for i, (layer, shape) in enumerate(zip(self.top_down, self.latent_shapes, strict=True)):
+            if i < len(drawn):
+                h = layer.place(h, drawn[i])
+                continue
+            eps = torch.randn(n, *shape, generator=generator, dtype=self.top.dtype, device=self.top.device)
+            h, z = layer.generate(h, temperatures[i] * eps)
+            drawn.append(z)
+        return torch.cat([z.flatten(1) for z in drawn], dim=1)
+
+    def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The centre of the posterior `(B, Z)`: each layer's base mean, carried through the flow, given those above."""
+        h, latents = self._top(len(x), y), []
+        for layer, part, shape in zip(self.top_down, self.encode(x, y), self.latent_shapes, strict=True):
+            h, z, _ = layer.infer(h, part, self.top.new_zeros(len(x), *shape), sampled_rate=False)
+            latents.append(z.flatten(1))
+        return torch.cat(latents, dim=1)
+
+    def _top(self, n: int, y: Tensor | None) -> Tensor:
+        """What the topmost layer starts from, `(n, maps, H, W)`."""
+        top = self.top.expand(n, -1, -1, -1)
+        return top if self.top_label is None else top + self.top_label(y)[:, :, None, None]
+
+    def _pixels(self, h: Tensor) -> PixelDistribution:
+        """The distribution of the pixels, given the features below the lowest layer."""
+        predicted = self.output(elu(h), (self.spec.height, self.spec.width))
+        return self.likelihood(at_least_fp32(predicted), self.log_scale)
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a layer, whose activations are computed again for the backward pass if that is asked for."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return function(*arguments)
+
+
+def parse_layers(layers: str, spec: ImageSpec, feature_maps: Sequence[int]) -> tuple[Resolution, ...]:
+    """The resolutions that `16x10, 8x10` names, from the image upwards, each with its feature maps.
+
+    Raises:
+        ValueError: text of another form, heights that images of this size do not come down to or in another order, or
+            another number of feature maps.
+    """
+    parts = [re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", part) for part in layers.split(",")]
+    named = [(int(part[1]), int(part[2])) for part in parts if part]
+    halvings = {-(-spec.height // 2**k): k for k in reversed(range(spec.height.bit_length() + 1))}
+    chosen = [halvings.get(height, -1) for height, _ in named]
+    is_upwards = all(a < b for a, b in pairwise([-1, *chosen]))
+    if len(named) < len(parts) or not is_upwards or any(count < 1 for _, count in named):
+        raise ValueError(
+            f"layers={layers!r}: wanted heights and numbers of layers from the image upwards, such as '16x10, 8x10'; "
+            f"heights of {', '.join(map(str, sorted(halvings, reverse=True)))}, each at most once"
+        )
+    maps = list(feature_maps) * (len(named) if len(feature_maps) == 1 else 1)
+    if len(maps) != len(named) or min(maps) < 1:
+        raise ValueError(f"feature_maps={list(feature_maps)}: wanted one number, or one for each of {len(named)} heights")
+    strides = [2 ** (b - a) for a, b in pairwise([0, *chosen])]
+    return tuple(
+        Resolution(height, -(-spec.width // 2**k), stride, count, m)
+        for (height, count), k, stride, m in zip(named, chosen, strides, maps, strict=True)
+    )
