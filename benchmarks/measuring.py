@@ -7,15 +7,17 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
 
 Clock = Literal["wall", "cpu"]
@@ -48,6 +50,28 @@ def interleaved(
             if turn >= warmup:
                 seconds[name].append(now() - started)
     return seconds
+
+
+def apart(ways: Sequence[str], rounds: int, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """The results of measurements in processes of their own, which take turns, by their ways.
+
+    Each process is the script that is running, with its own options and `--measure WAY` before them; it prints its
+    result as JSON in its last line.
+
+    Args:
+        ways: what to measure.
+        rounds: how often each.
+        console: where the seconds are shown as they come in.
+    """
+    results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for turn in range(rounds):
+        first = turn % len(ways)
+        for way in [*ways[first:], *ways[:first]]:
+            command = [sys.executable, sys.argv[0], "--measure", way, *sys.argv[1:]]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results[way].append(json.loads(done.stdout.splitlines()[-1]))
+            console.print(f"{way}: {results[way][-1]['seconds']:.3g} s per step")
+    return results
 
 
 def overhead_percent(seconds: list[float], reference: list[float]) -> dict[str, float]:

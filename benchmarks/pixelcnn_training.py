@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from measuring import machine, peak_mib, write_json
+from measuring import apart, machine, peak_mib, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -100,13 +99,7 @@ def measure(way: str, options: Options) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Measure in turns, print a table, and write the record."""
     ways = ["ours fp32", "ours bf16", *(["peer fp32"] if options.peer else [])]
-    results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    for turn in range(options.rounds):
-        for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-            command = [sys.executable, __file__, "--measure", way, *sys.argv[1:]]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            results[way].append(json.loads(done.stdout.splitlines()[-1]))
-            console.print(f"{way}: {results[way][-1]['seconds']:.3g} s per step")
+    results = apart(ways, options.rounds, console)
     seconds = {way: statistics.median(r["seconds"] for r in results[way]) for way in ways}
     reference = ways[-1]
     table = Table("way", "images/s", f"times {reference}", "peak memory, MiB")

@@ -212,8 +212,8 @@ class ConvVAE(LatentVariableModel):
         generator: torch.Generator | None = None,
         given: Tensor | None = None,
     ) -> Tensor:
-        if given is not None and self.split(given):
-            return given
+        if kept := self.given_layers(given, n):
+            return kept[0]
         like = next(self.parameters())
         eps = torch.randn(n, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
         eps = self.layer_temperatures(temperature)[0] * eps

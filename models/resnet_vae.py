@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +182,8 @@ class ResNetVAE(LatentVariableModel):
         levels: values a sub-pixel can take.
         layers: height of the latent maps and number of stochastic layers at each resolution, from the image upwards,
             such as `16x10, 8x10`. Each height is that of the images, halved and rounded up any number of times.
+            Several layers at height 1 want a `residual_scale` of 1: their features vary by their latents alone,
+            which a smaller one hides from data-dependent init.
         feature_maps: of the network at each resolution, or one number for all.
         latent_channels: of each stochastic layer.
         inference: `bidirectional`, where the posterior of a layer depends on the image and on the latents above it, or
@@ -245,6 +247,7 @@ class ResNetVAE(LatentVariableModel):
         choices = {
             "inference": (inference, ("bidirectional", "bottom-up")),
             "posterior": (posterior, ("diagonal", "iaf")),
+            "iaf_form": (iaf_form, get_args(StepForm)),
             "std": (std, ("exponential", "softplus")),
         }
         for name, (seen, wanted) in choices.items():
@@ -255,6 +258,12 @@ class ResNetVAE(LatentVariableModel):
         scales = torch.full((channels if scale_per_channel else 1, 1, 1), TYPICAL_LOG_SCALE)
         self.log_scale = nn.Parameter(scales) if self.likelihood.name == "discretized_logistic" else None
         self.resolutions = parse_layers(layers, spec, feature_maps)
+        fewest = min(resolution.maps for resolution in self.resolutions)
+        if posterior == "iaf" and iaf_layers and fewest < latent_channels:
+            raise ValueError(
+                f"feature_maps={list(feature_maps)}: wanted at least latent_channels={latent_channels} of them, so that "
+                "each latent channel can depend on all before it"
+            )
         self.recompute = recompute
         places = [resolution for resolution in self.resolutions for _ in range(resolution.layers)]
         depth = len(places)
@@ -284,13 +293,14 @@ class ResNetVAE(LatentVariableModel):
             )
             down.append(layer)
         first, last = places[0], places[-1]
-        ends = {"kernel_size": 2 * first.stride + 1, "stride": first.stride, "padding": first.stride}
-        self.stem = WNConv2d(channels, first.maps, **ends)
+        stride, kernel = first.stride, 2 * first.stride + 1
+        self.stem = WNConv2d(channels, first.maps, kernel, stride, padding=stride)
         self.bottom_up = nn.ModuleList(up)
         # Not constant over space: where nothing varies, data-dependent init could not set any scale.
         self.top = nn.Parameter(torch.randn(last.maps, last.height, last.width))
         self.top_down = nn.ModuleList(reversed(down))
-        self.output = WNConvTranspose2d(first.maps, self.likelihood.outputs, **ends, init_scale=0.1)
+        outputs = self.likelihood.outputs
+        self.output = WNConvTranspose2d(first.maps, outputs, kernel, stride, padding=stride, init_scale=0.1)
         self.image_label = nn.Embedding(num_classes, first.maps) if num_classes else None
         self.top_label = nn.Embedding(num_classes, last.maps) if num_classes else None
         self.latent_shapes = tuple((latent_channels, place.height, place.width) for place in reversed(places))
@@ -303,6 +313,7 @@ class ResNetVAE(LatentVariableModel):
             h = h + self.image_label(y)[:, :, None, None]
         codes: list[Tensor] = []
         for layer in self.bottom_up:
+            assert isinstance(layer, BottomUpLayer)
             h, code = self._run(layer, h)
             codes.append(code)
         return tuple(reversed(codes))
@@ -311,7 +322,7 @@ class ResNetVAE(LatentVariableModel):
         self, x: Tensor, code: tuple[Tensor, ...], y: Tensor | None, noise: Noise, sampled_rate: bool = True
     ) -> Bound:
         h, kls = self._top(len(x), y), []
-        for layer, part, shape in zip(self.top_down, code, self.latent_shapes, strict=True):
+        for (layer, shape), part in zip(self._ladder(), code, strict=True):
             h, _, kl = self._run(layer.infer, h, part, noise.normal(*shape).to(self.top), sampled_rate)
             kls.append(kl)
         return Bound(-self._pixels(h).log_prob(x).flatten(1).sum(dim=1), tuple(kls))
@@ -319,7 +330,7 @@ class ResNetVAE(LatentVariableModel):
     def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
         self.check_labels(y, len(z))
         h = self._top(len(z), y)
-        for layer, part in zip(self.top_down, self.split(z), strict=True):
+        for (layer, _), part in zip(self._ladder(), self.split(z), strict=True):
             h = layer.place(h, part)
         return self._pixels(h)
 
@@ -331,10 +342,11 @@ class ResNetVAE(LatentVariableModel):
         generator: torch.Generator | None = None,
         given: Tensor | None = None,
     ) -> Tensor:
+        self.check_labels(y, n)
         temperatures = self.layer_temperatures(temperature)
-        drawn = [] if given is None else list(self.split(given))
+        drawn = self.given_layers(given, n)
         h = self._top(n, y)
-        for i, (layer, shape) in enumerate(zip(self.top_down, self.latent_shapes, strict=True)):
+        for i, (layer, shape) in enumerate(self._ladder()):
             if i < len(drawn):
                 h = layer.place(h, drawn[i])
                 continue
@@ -345,11 +357,17 @@ class ResNetVAE(LatentVariableModel):
 
     def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The centre of the posterior `(B, Z)`: each layer's base mean, carried through the flow, given those above."""
-        h, latents = self._top(len(x), y), []
-        for layer, part, shape in zip(self.top_down, self.encode(x, y), self.latent_shapes, strict=True):
+        code, h, latents = self.encode(x, y), self._top(len(x), y), []
+        for (layer, shape), part in zip(self._ladder(), code, strict=True):
             h, z, _ = layer.infer(h, part, self.top.new_zeros(len(x), *shape), sampled_rate=False)
             latents.append(z.flatten(1))
         return torch.cat(latents, dim=1)
+
+    def _ladder(self) -> Iterator[tuple[TopDownLayer, tuple[int, ...]]]:
+        """The stochastic layers and the shapes of their latents, the topmost first."""
+        for layer, shape in zip(self.top_down, self.latent_shapes, strict=True):
+            assert isinstance(layer, TopDownLayer)
+            yield layer, shape
 
     def _top(self, n: int, y: Tensor | None) -> Tensor:
         """What the topmost layer starts from, `(n, maps, H, W)`."""
@@ -387,7 +405,9 @@ def parse_layers(layers: str, spec: ImageSpec, feature_maps: Sequence[int]) -> t
         )
     maps = list(feature_maps) * (len(named) if len(feature_maps) == 1 else 1)
     if len(maps) != len(named) or min(maps) < 1:
-        raise ValueError(f"feature_maps={list(feature_maps)}: wanted one number, or one for each of {len(named)} heights")
+        raise ValueError(
+            f"feature_maps={list(feature_maps)}: wanted one number, or one for each of {len(named)} heights"
+        )
     strides = [2 ** (b - a) for a, b in pairwise([0, *chosen])]
     return tuple(
         Resolution(height, -(-spec.width // 2**k), stride, count, m)

@@ -278,6 +278,94 @@ def test_pictures_of_a_conditional_model(tmp_path):
         assert (tmp_path / f"{command}.png").is_file()
 
 
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a model with three stochastic layers, on images of 8 x 8."""
+    folder = tmp_path_factory.mktemp("layered")
+    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 2, (90, 8, 8), dtype=np.uint8))
+    (folder / "tiny.yaml").write_text(
+        "model: {class_path: ResNetVAE, init_args: {layers: '8x2, 4x1', feature_maps: [4], latent_channels: 2}}\n"
+        f"data: {{class_path: ArrayFile, init_args: {{path: {folder / 'images.npy'}, levels: 2, batch_size: 20}}}}\n"
+        "training: {init_images: 20}\n"
+        "trainer: {max_epochs: 2, log_every_n_steps: 1, accelerator: cpu, enable_progress_bar: false}\n"
+        "images: {count: 4}\n"
+    )
+    assert main(["fit", "--config", str(folder / "tiny.yaml"), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_a_run_shows_its_stochastic_layers(layered, run):
+    for name in ("ladder.png", "rate_per_layer.png"):
+        with Image.open(layered / name) as picture:
+            assert len(picture.convert("L").getcolors()) > 1, f"{name} is blank"
+        assert not (run / name).exists()  # of one layer there is nothing to compare
+    (metrics,) = layered.glob("metrics/*/metrics.csv")
+    columns = metrics.read_text().partition("\n")[0].split(",")
+    assert {f"{split}/kl_nats/layer_3_8x8" for split in ("train", "val")} < set(columns)
+    assert (
+        json.loads((layered / "report.json").read_text())["protocol"]["latent_shapes"] == [[2, 4, 4]] + [[2, 8, 8]] * 2
+    )
+    assert "| KL of layer 1, 4x4 |" in (layered / "release" / "README.md").read_text()
+
+
+def test_upper_layers_are_kept_and_lower_ones_drawn_anew(layered, tmp_path, capsys):
+    def picture(name: str, *options: str) -> Image.Image:
+        out = tmp_path / f"{name}.png"
+        assert main(["sample", str(layered), "--device=cpu", f"--out={out}", *options]) == 0
+        with Image.open(out) as opened:
+            return opened.copy()
+
+    side = 8 * 8 + 2
+    one = picture("one", "--keep-top", "1", "-n=3", "--split=val")
+    assert one.size == (8 * side + 2, 3 * side + 2)
+    assert "3 images of the val split, beside each 7 that keep 1 of its layers" in capsys.readouterr().out
+    assert one != picture("seed", "--keep_top=1", "-n=3", "--split=val", "--seed=1")
+    assert one == picture("same", "--keep_top=1", "-n=3", "--split=val")
+    everything = picture("all", "--keep-top=all", "--alternatives=1", "-n=2")
+    assert main(["reconstruct", str(layered), "--device=cpu", "-n=2", f"--out={tmp_path / 'r.png'}"]) == 0
+    with Image.open(tmp_path / "r.png") as reconstructions:
+        for i in range(2):  # there an original lies above its reconstruction, here to the left of it
+            box = (side, i * side, 2 * side, (i + 1) * side)
+            assert (
+                everything.crop(box).tobytes()
+                == reconstructions.crop((i * side, side, (i + 1) * side, 2 * side)).tobytes()
+            )
+
+
+def test_each_layer_takes_its_temperature(layered, run, tmp_path, capsys):
+    def samples(*options: str) -> bytes:
+        assert main(["sample", str(layered), "-n=9", "--device=cpu", f"--out={tmp_path / 's.png'}", *options]) == 0
+        return (tmp_path / "s.png").read_bytes()
+
+    same = samples("--temperature=0.5")
+    assert same == samples("--temperature", "[0.5, 0.5, 0.5]")
+    assert same != samples("--temperature=[0.5,0.5,1]")  # the last is that of the pixels too
+    assert "temperature [0.5, 0.5, 1.0]" in " ".join(capsys.readouterr().out.split())
+    assert main(["sample", str(run), "--temperature=[1,1]", f"--out={tmp_path / 's.png'}"]) == 1
+    assert "one for each of 1 layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep-top=4"], "keep_top=4: ResNetVAE has 3 layers here, wanted 0 to 3"),
+        (["--keep-top=-1"], "keep_top=-1: ResNetVAE has 3 layers here, wanted 0 to 3"),
+        (["--keep-top=some"], "some"),
+        (["--keep-top=1", "--label=3"], "--label: not together with --keep-top"),
+        (["--alternatives=3"], "--alternatives: not without --keep-top"),
+        (["--keep-top=1", "--alternatives=0"], "--alternatives 0: wanted at least 1"),
+        (["-n=0"], "-n 0"),
+    ],
+)
+def test_mistakes_about_layers_are_explained(layered, options, message, capsys):
+    try:
+        status = main(["sample", str(layered), "--device=cpu", "--split=train", *options])
+    except SystemExit as stop:
+        status = stop.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err
+
+
 def test_options_may_come_before_the_run(run, tmp_path):
     out = tmp_path / "k.json"
     assert main(["evaluate", "--device", "cpu", "--limit", "20", "--split", "val", f"--out={out}", str(run)]) == 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import torch
+from gaussian_pixels import PIXEL_STD, GaussianPixels
 from torch import Tensor
 
 from wngen.distributions import DiagonalGaussian, PixelDistribution
@@ -16,35 +18,6 @@ from wngen.model import Bound
 from wngen.noise import Noise
 
 LOADINGS = torch.tensor([[1.5, 0.2], [-0.3, 2.0], [2.0, 0.3], [0.4, -0.0]], dtype=torch.float64)
-PIXEL_STD = 2.0
-
-
-class GaussianPixels(PixelDistribution):
-    """A density over the levels taken as real numbers: no likelihood of images, but one that integrates by hand."""
-
-    levels = 16
-
-    def __init__(self, mean: Tensor) -> None:
-        self._normal = torch.distributions.Normal(mean, PIXEL_STD)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return self._normal.log_prob(x.double())
-
-    @property
-    def _uniform_like(self) -> Tensor:
-        return self.mean
-
-    def _draw(self, uniform: Tensor, temperature: float) -> Tensor:
-        value = self.mean + temperature * PIXEL_STD * torch.special.ndtri(uniform)
-        return value.round().clamp(0, self.levels - 1).to(torch.uint8)
-
-    @property
-    def mean(self) -> Tensor:
-        return self._normal.mean
-
-    @property
-    def mode(self) -> Tensor:
-        return self.mean.round().to(torch.uint8)
 
 
 class LinearGaussian(LatentVariableModel):
@@ -59,6 +32,7 @@ class LinearGaussian(LatentVariableModel):
         super().__init__(ImageSpec(channels=1, height=2, width=2, levels=16), num_classes)
         self.error = error
         self.register_buffer("loadings", torch.linalg.qr(LOADINGS).Q * 3)
+        self.latent_shapes = ((2,),)
         self.encoded_images = 0
 
     def offset(self, y: Tensor | None) -> Tensor:
@@ -96,8 +70,17 @@ class LinearGaussian(LatentVariableModel):
     def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
         return GaussianPixels((z @ self.loadings.T + self.offset(y)).view(-1, 1, 2, 2))
 
-    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        return torch.randn(n, 2, generator=generator, dtype=torch.float64) * temperature
+    def prior(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        if given is not None and self.split(given):
+            return given
+        return torch.randn(n, 2, generator=generator, dtype=torch.float64) * self.layer_temperatures(temperature)[0]
 
 
 def images(n: int) -> Tensor:
@@ -234,3 +217,42 @@ def test_wrong_arguments_are_refused():
         model.log_likelihood(x, importance_samples=0)
     with pytest.raises(ValueError, match="chunk=0"):
         model.log_likelihood(x, chunk=0)
+
+
+def test_latents_are_taken_apart_at_the_ends_of_layers():
+    model = LinearGaussian()
+    model.latent_shapes = ((2, 1, 3), (4,), (5, 2, 2))
+    z = torch.randn(7, 30)
+    parts = model.split(z)
+    assert [part.shape for part in parts] == [(7, 2, 1, 3), (7, 4), (7, 5, 2, 2)]
+    assert torch.equal(torch.cat([part.flatten(1) for part in parts], dim=1), z)
+    for layers, end in enumerate((0, 6, 10, 30)):
+        uppermost = model.split(z[:, :end])
+        assert len(uppermost) == layers
+        assert all(torch.equal(part, whole) for part, whole in zip(uppermost, parts, strict=False))
+    for wrong in (z[:, :7], torch.randn(7, 31), parts[0]):
+        with pytest.raises(ValueError, match=r"latents of shape .*wanted \(B, Z\), where layers end at 0, 6, 10, 30"):
+            model.split(wrong)
+
+
+def test_a_temperature_is_for_all_layers_or_for_each():
+    model = LinearGaussian()
+    model.latent_shapes = ((2,), (3,), (4,))
+    assert model.layer_temperatures(0.5) == [0.5, 0.5, 0.5]
+    assert model.layer_temperatures(1) == [1.0, 1.0, 1.0]
+    assert model.layer_temperatures((0.1, 0, 2.0)) == [0.1, 0.0, 2.0]
+    wrong: list[float | list[float]] = [-0.1, [0.5, 0.5], [1.0] * 4, [1.0, -1.0, 1.0], []]
+    for temperature in wrong:
+        with pytest.raises(ValueError, match=r"temperature=.*: wanted one, or one for each of 3 layers, none negative"):
+            model.layer_temperatures(temperature)
+
+
+def test_the_lowest_temperature_of_several_is_the_pixels_too():
+    model = LinearGaussian()
+    assert torch.equal(model.sample(3, temperature=[0.0]), torch.full((3, 1, 2, 2), 8, dtype=torch.uint8))
+    one, several = (model.sample(9, temperature=t, generator=torch.Generator().manual_seed(1)) for t in (0.7, [0.7]))
+    assert torch.equal(one, several)
+    with pytest.raises(ValueError, match="n=0: wanted at least 1 image"):
+        model.sample(0)
+    with pytest.raises(ValueError, match=r"temperature=-1.0: wanted one"):
+        model.sample(1, temperature=-1.0)

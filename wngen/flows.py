@@ -94,7 +94,7 @@ class IAFStep(nn.Module):
         z = torch.zeros_like(value)
         for place in self.conditioner.places(z):
             shift, log_scale = self._affine(z, context)
-            at = (slice(None), *place)
+            at: tuple[slice | int, ...] = (slice(None), *place)
             z[at] = (value[at] - shift[at]) * (-log_scale[at]).exp()
         return z
 
@@ -158,7 +158,10 @@ class IAF(nn.Module):
     @property
     def context_channels(self) -> int:
         """That the context of maps must have."""
-        return int(self.steps[0].conditioner.context_channels)
+        step = self.steps[0]
+        assert isinstance(step, IAFStep)
+        assert isinstance(step.conditioner, ConvMADE)
+        return step.conditioner.context_channels
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Transformed:
         """Transform variables by all steps, given a context that each of them sees."""

@@ -75,7 +75,8 @@ class LatentVariableModel(LikelihoodModel):
             given: `(n, Z')`, latents of the uppermost layers, which are kept.
 
         Raises:
-            ValueError: another number of temperatures than layers, or given latents that end within a layer.
+            ValueError: another number of temperatures than layers, or of given latents than `n`, or such as end within a
+                layer.
         """
 
     def layer_temperatures(self, temperature: float | Sequence[float]) -> list[float]:
@@ -89,6 +90,18 @@ class LatentVariableModel(LikelihoodModel):
         if len(each) != depth or min(each) < 0:
             raise ValueError(f"temperature={temperature}: wanted one, or one for each of {depth} layers, none negative")
         return each
+
+    def given_layers(self, given: Tensor | None, n: int) -> list[Tensor]:
+        """The latents of each of the uppermost layers that are given `(n, Z')`.
+
+        Raises:
+            ValueError: another number of them, or latents that end within a layer.
+        """
+        if given is None:
+            return []
+        if len(given) != n:
+            raise ValueError(f"n={n}, but {len(given)} rows of latents are given")
+        return list(self.split(given))
 
     def split(self, z: Tensor) -> tuple[Tensor, ...]:
         """Latents side by side `(B, Z)`, of all layers or of the uppermost ones, to those of each layer `(B, ...)`.

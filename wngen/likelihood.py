@@ -19,8 +19,8 @@ class PixelLikelihood:
 
     Args:
         name: `bernoulli`, for two levels; `categorical`, a probability for each level of each sub-pixel; `mixture`, a
-            `DiscretizedLogisticMixture`; `discretized_logistic`, whose scale is not predicted; or `auto`, which is `bernoulli` where that says all and else the last of
-            `choices`.
+            `DiscretizedLogisticMixture`; `discretized_logistic`, whose scale is not predicted; or `auto`, which is
+            `bernoulli` where that says all and else the last of `choices`.
         spec: of the images.
         choices: those that the model offers.
         dependent: whether channels of a pixel are predicted from each other by the network, so that a Bernoulli

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ class OneLatent(LatentVariableModel):
         self.bend = nn.Parameter(torch.tensor([2.0, -1.5, 1.0, 0.7]))
         self.bias = nn.Parameter(torch.tensor([0.3, -0.2, 0.0, 0.5]))
         self.dropout = nn.Dropout(0.5)
+        self.latent_shapes = ((1,),)
         self.most_rows = 0
         self.seen: list[object] = []
 
@@ -50,8 +52,15 @@ class OneLatent(LatentVariableModel):
     def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
         return Bernoulli((torch.tanh(z) * 2 * self.bend + self.bias).view(-1, 1, 2, 2))
 
-    def prior(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        return torch.randn(n, 1, generator=generator) * temperature
+    def prior(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        return torch.randn(n, 1, generator=generator) * self.layer_temperatures(temperature)[0]
 
     @torch.no_grad()
     def exact_log_likelihood(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from PIL import Image
 
-from wngen.evaluation.figures import draw_curves, learning_curves, read_curves
+from wngen.evaluation import Estimate, Report
+from wngen.evaluation.figures import draw_curves, draw_rates, learning_curves, rate_per_layer, read_curves
 
 HEADER = (
     "epoch,step,train/elbo_nats,train/rate_nats,train/distortion_nats,train/learning_rate,val/elbo_nats,val/rate_nats"
@@ -113,3 +115,58 @@ def test_a_resumed_run_takes_over_from_where_it_was_resumed(tmp_path):
     assert curves["train/elbo_nats"][0].tolist() == [0, 10, 15, 25]
     assert curves["train/elbo_nats"][1].tolist() == [-5, -4, -3, -2]
     assert curves["val/elbo_nats"][0].tolist() == [10]
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_each_layer_has_a_curve_from_dark_to_light(tmp_path: Path, split: str):
+    """Of validation, or where there is none of training."""
+    names = [f"layer_{i:02}_{'4x4' if i < 6 else '8x8'}" for i in range(1, 13)]
+    columns = [f"{split}/elbo_nats", *(f"{split}/kl_nats/{name}" for name in names), "train/kl_nats/layer_01_4x4"]
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        f"step,{','.join(columns[: 13 + (split == 'val')])}\n"
+        + "".join(f"{step},-9,{','.join(str(i + step / 10) for i in range(12))}\n" for step in (0, 50, 100))
+    )
+    figure = learning_curves(path)
+    panel = figure.axes[3]
+    assert panel.get_ylabel() == "rate per layer (nats per image)"
+    assert [line.get_ydata().tolist() for line in panel.lines] == [[i, i + 5, i + 10] for i in range(12)]
+    brightness = [sum(line.get_color()[:3]) for line in panel.lines]
+    assert brightness == sorted(brightness)
+    legend = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert len(legend) == 6
+    assert (legend[0], legend[-1]) == ("layer 1, 4x4", "layer 12, 8x8")
+
+
+@pytest.fixture
+def report() -> Report:
+    """Of three layers with rates 1, 2 and 4."""
+    rates = {f"kl_layer_{i + 1}": Estimate(2.0**i, 0.1 * 2**i, 0.9, 1.1) for i in range(3)}
+    protocol = {"data": {"name": "Data", "split": "test"}, "images": 9, "latent_shapes": [[5, 4, 4], [5, 4, 4], [7]]}
+    return Report({"model": "Some"}, rates, {}, protocol)
+
+
+def test_bars_are_the_rates_of_the_report(report: Report, tmp_path: Path):
+    figure = rate_per_layer(report, active=(80, 12, 0))
+    (axes,) = figure.axes
+    bars, errors = axes.patches, axes.collections[0].get_segments()
+    assert [bar.get_width() for bar in bars] == [1, 2, 4]
+    for (start, end), rate in zip(errors, (1, 2, 4), strict=True):
+        assert (start[0], end[0]) == pytest.approx((0.9 * rate, 1.1 * rate))
+    low, high = axes.get_ylim()
+    assert low > high  # the topmost layer stands at the top
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["layer 1, 4x4: 80 of 80", "layer 2, 4x4: 12 of 80", "layer 3: 0 of 7"]
+    assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["4x4: 3.00 nats", "vectors: 4.00 nats"]
+    draw_rates(tmp_path / "new" / "rates.png", report)
+    with Image.open(tmp_path / "new" / "rates.png") as image:
+        assert image.format == "PNG"
+    assert pyplot.get_fignums() == []
+
+
+def test_rates_that_no_layers_are_known_of_are_refused(report: Report):
+    with pytest.raises(ValueError, match="3 layers and 2 numbers of active units"):
+        rate_per_layer(report, active=(1, 2))
+    with pytest.raises(ValueError, match="3 layers: wanted"):
+        rate_per_layer(replace(report, protocol={"data": {}, "images": 9}))

@@ -35,7 +35,9 @@ DATA: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def model() -> ConvVAE:
     torch.manual_seed(0)
-    return ConvVAE(1, 8, 8, 2, latent_dim=3, widths=(4,), blocks=1, hidden=8, iaf_width=8)
+    vae = ConvVAE(1, 8, 8, 2, latent_dim=3, widths=(4,), blocks=1, hidden=8, iaf_width=8)
+    vae.latent_shapes = ((2, 4, 3), (3,))  # as if it had two layers
+    return vae
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,7 @@ def test_the_protocol_is_complete(model: ConvVAE, evaluation: Evaluation):
         "seed": 11,
         "estimator": "importance-weighted",
         "importance_samples": 5000,
+        "latent_shapes": [[2, 4, 3], [3]],
         "confidence": 0.95,
         "device": "cpu",
         "wall_seconds": 12.5,
@@ -172,6 +175,14 @@ def test_the_precision_of_training_is_stated_if_it_is_known(model: ConvVAE, eval
         assert "training_precision" not in card.data.eval_results[0].metric_args
 
 
+def test_layers_are_told_by_their_resolution_where_it_is_known(model: ConvVAE, evaluation: Evaluation):
+    report = Report.of(evaluation, model, DATA, "ema")
+    assert report.layers == ("layer_1_4x3", "layer_2")
+    assert [row[0] for row in report.rows][3:5] == ["KL of layer 1, 4x3", "KL of layer 2"]
+    older = replace(report, protocol={k: v for k, v in report.protocol.items() if k != "latent_shapes"})
+    assert [row[0] for row in older.rows][3:5] == ["KL of layer 1", "KL of layer 2"]
+
+
 def test_the_rate_is_not_shown_twice(model: ConvVAE, evaluation: Evaluation):
     single = replace(evaluation, layer_kl_nats=evaluation.layer_kl_nats[:, :1], log_likelihood_nats=None)
     single = replace(single, importance_samples=None)
@@ -239,7 +250,8 @@ def test_the_snippet_of_a_card_runs_beside_the_release(
     tiny = ConvVAE(
         1, 8, 8, 2, latent_dim=3, widths=(4,), blocks=1, hidden=8, iaf_width=8, num_classes=num_classes
     ).eval()
-    save_release(tiny, tmp_path / "tiny", Report.of(evaluation, tiny, DATA, "ema"))
+    single = replace(evaluation, layer_kl_nats=evaluation.layer_kl_nats[:, :1])
+    save_release(tiny, tmp_path / "tiny", Report.of(single, tiny, DATA, "ema"))
     text = (tmp_path / "tiny" / "README.md").read_text()
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)

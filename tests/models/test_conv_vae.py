@@ -327,6 +327,21 @@ def test_sampling_is_repeatable_and_sharpened_by_temperature():
     assert tiny().prior(1000, temperature=0.5).std().item() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("prior", ["standard", "autoregressive"])
+def test_its_one_layer_is_given_or_drawn_at_a_temperature(prior: str):
+    model = tiny(prior=prior)
+    x, _ = images(model, 4)
+    z = model.represent(x)
+    assert torch.equal(model.prior(4, given=z), z)
+    drawn, free = (model.prior(4, None, 0.5, torch.Generator().manual_seed(1), given) for given in (None, z[:, :0]))
+    assert torch.equal(drawn, free)
+    assert torch.equal(drawn, model.prior(4, None, [0.5], torch.Generator().manual_seed(1)))
+    with pytest.raises(ValueError, match=r"temperature=\[1.0, 0.5\]: wanted one, or one for each of 1 layers"):
+        model.prior(4, temperature=[1.0, 0.5])
+    with pytest.raises(ValueError, match=r"latents of shape \(4, 2\): wanted \(B, Z\), where layers end at 0, 3"):
+        model.prior(4, given=z[:, :2])
+
+
 @pytest.mark.parametrize("posterior", ["diagonal", "iaf"])
 def test_the_representation_is_the_centre_of_the_posterior(posterior: str):
     model = tiny(posterior=posterior)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wngen.models import ConvVAE
+from wngen.models import ConvVAE, PixelCNNPP, ResNetVAE
 from wngen.sampling import draw_samples
 
 
@@ -33,3 +33,15 @@ def test_a_class_that_is_not_known_is_refused():
     for label in (-1, 3):
         with pytest.raises(ValueError, match=f"label={label}: the model knows the classes 0 to 2"):
             draw_samples(model(num_classes=3), 2, label=label)
+
+
+def test_each_layer_has_its_temperature():
+    vae = ResNetVAE(1, 6, 5, 2, "6x1, 3x2", (4,), 2, iaf_layers=0)
+    for temperature in ([0.9, 0.5, 0.0], 0.5):
+        expected = vae.sample(4, None, temperature, torch.Generator().manual_seed(0))
+        assert torch.equal(draw_samples(vae, 4, temperature), expected)
+    with pytest.raises(ValueError, match=r"temperature=\[1, 1\].* one for each of 3 layers"):
+        draw_samples(vae, 4, [1, 1])
+    pixels = PixelCNNPP(1, 6, 5, 2, filters=4, blocks=1, scales=1)
+    with pytest.raises(ValueError, match=r"temperature=\[1, 1\]: PixelCNNPP has no latent variables"):
+        draw_samples(pixels, 4, [1, 1])

@@ -36,7 +36,9 @@ def models(argv: list[str]) -> None:
     for path in sorted(folder.glob("*/report.json")):
         report = Report.read(path)
         figures = "\n".join(
-            f"{title}: {nats}" for title, nats, *_ in report.rows if title not in ("distortion", "rate")
+            f"{report.title(name)}: {nats.mean:.2f} ± {nats.standard_error:.2f}"
+            for name, nats in report.nats.items()
+            if name in ("elbo", "log_likelihood")
         )
         released.add_row(path.parent.name, report.data_line, figures)
     if released.row_count:

@@ -15,9 +15,10 @@ from wngen.autoregressive import AutoregressiveModel
 from wngen.checkpoint import load, read_metadata, save_release
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
-from wngen.evaluation.figures import draw_curves
+from wngen.evaluation import active_units
+from wngen.evaluation.figures import draw_curves, draw_rates
 from wngen.latent import LatentVariableModel
-from wngen.sampling import completions, draw_samples, grid, reconstruct, save_png, upper_rows
+from wngen.sampling import completions, draw_samples, grid, ladder, reconstruct, save_png, upper_rows
 from wngen.training import AtomicCheckpointIO, ImageGrids, Training
 
 
@@ -121,6 +122,11 @@ class Run:
         if isinstance(model, LatentVariableModel) and images:
             batch = subject.images("test", min(32, images))
             save_png(reconstruct(model, batch.image, batch.label), self.folder / "reconstructions.png")
+            if report is not None and min(images, len(model.latent_shapes)) > 1:
+                batch = subject.images("test", min(8, images))
+                save_png(ladder(model, batch.image, batch.label), self.folder / "ladder.png")
+                varied = data.evaluation_batches("test", model.chunk, limit=min(1000, images))
+                draw_rates(self.folder / "rate_per_layer.png", report, active_units(model, varied))
         if isinstance(model, AutoregressiveModel) and images:
             batch, known = subject.images("test", min(8, images)), upper_rows(model.spec, model.spec.height // 2)
             generator = torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -47,23 +47,56 @@ def evaluate(argv: list[str]) -> None:
 
 
 def sample(argv: list[str]) -> None:
-    """Draw images from a model, as a grid."""
+    """Draw images from a model, as a grid; or variations of images that share their uppermost latents."""
     parser = _parser(sample)
-    parser.add_argument("-n", "--count", type=int, default=64, help="How many images.")
-    parser.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, less varied images.")
+    _add_data(parser)
+    parser.add_argument(
+        "-n", "--count", type=int | None, help="How many images, 64 by default; with --keep-top 8 of the data."
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float | list[float],
+        default=1.0,
+        help="Below 1: likelier, less varied images. '[1, 1, 0.7]' is one for each stochastic layer, topmost first.",
+    )
+    parser.add_argument(
+        "--keep-top",
+        "--keep_top",
+        type=int | Literal["all"] | None,
+        help="Keep an image's latents of so many uppermost layers, and draw the others anew.",
+    )
+    parser.add_argument("--alternatives", type=int | None, help="With --keep-top: of each image, 7 by default.")
     parser.add_argument("--label", type=int | None, help="The class of all images; by default all classes in turn.")
     parser.add_argument("--seed", type=int, default=0, help="Of the random numbers.")
     parser.add_argument("--columns", type=int | None, help="Of the grid; as many as rows by default.")
     parser.add_argument("--out", type=str, default="samples.png", help="The picture.")
     parser.add_argument("--animate", type=str | None, help="A film of the pixels being drawn, a .gif.")
-    options = parser.parse_args(argv)
-    if options.count < 1:
-        parser.error(f"-n {options.count}: wanted at least 1")
-    model = _load(options)
-    with _drawing(model, options, options.count, options.columns) as watch:
-        images = sampling.draw_samples(model, options.count, options.temperature, options.label, options.seed, watch)
-    sampling.save_png(sampling.grid(images, model.spec.levels, options.columns), options.out)
-    get_console().print(f"{options.count} samples at temperature {options.temperature:g}: {options.out}")
+    options, training = _parse(parser, argv)
+    keeps = options.keep_top is not None
+    foreign = ("label", "columns", "animate") if keeps else ("alternatives",)
+    if unused := [f"--{name}" for name in foreign if getattr(options, name) is not None]:
+        parser.error(f"{', '.join(unused)}: not {'together with' if keeps else 'without'} --keep-top; leave it out")
+    count = (8 if keeps else 64) if options.count is None else options.count
+    alternatives = 7 if options.alternatives is None else options.alternatives
+    if count < 1 or alternatives < 1:
+        parser.error(f"-n {count} --alternatives {alternatives}: wanted at least 1 of each")
+    if keeps:
+        subject = _subject(parser, options, training)
+        batch = subject.images(options.split, count)
+        generator = torch.Generator(batch.image.device).manual_seed(options.seed)
+        picture = sampling.resample(
+            subject.model, batch.image, options.keep_top, alternatives, batch.label, options.temperature, generator
+        )
+        kept = f"{alternatives} that keep {options.keep_top} of its layers"
+        what = f"{count} images of the {options.split} split, beside each {kept},"
+    else:
+        model = _load(options)
+        with _drawing(model, options, count, options.columns) as watch:
+            images = sampling.draw_samples(model, count, options.temperature, options.label, options.seed, watch)
+        picture = sampling.grid(images, model.spec.levels, options.columns)
+        what = f"{count} samples"
+    sampling.save_png(picture, options.out)
+    get_console().print(f"{what} at temperature {options.temperature}: {options.out}", markup=False)
 
 
 def complete(argv: list[str]) -> None:
@@ -179,7 +212,7 @@ def _parser(command: Callable[[list[str]], None]) -> Arguments:
 
 
 def _add_data(parser: Arguments) -> None:
-    """What a command on a model and images takes; see `_parse_with_data`."""
+    """What a command on a model and images takes; see `_parse`."""
     parser.add_config()
     parser.add_subclass_arguments(
         ImageDataModule, "data", required=False, help="By default what the model was trained on."
@@ -193,7 +226,13 @@ def _load(options: Any) -> LikelihoodModel:
 
 
 def _parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, Subject]:
-    """The options, and the model with its data: what it was trained on, but for what the options change."""
+    """The options, and the model with its data."""
+    options, training = _parse(parser, argv)
+    return options, _subject(parser, options, training)
+
+
+def _parse(parser: Arguments, argv: list[str]) -> tuple[Any, Mapping[str, Any] | None]:
+    """The options, with the data that the model was trained on where they name no other, and how it was trained."""
     argv = parser.prepared(argv)
     # The first word that is neither an option nor, as each of them takes one, an option's value.
     before = ["", *argv]
@@ -206,7 +245,11 @@ def _parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, Subject]:
         if stored is not None and value_of("--data", argv) in (None, stored["data"]) and not value_of("--config", argv):
             arguments = {name: value for name, value in stored.items() if name != "data"}
             parser.set_defaults({"data": {"class_path": f"wngen.data.{stored['data']}", "init_args": arguments}})
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv), training
+
+
+def _subject(parser: Arguments, options: Any, training: Mapping[str, Any] | None) -> Subject:
+    """The model together with its data."""
     if options.data is None:
         parser.error(f"{options.checkpoint} does not say what it was trained on: name the data by --data")
-    return options, Subject(_load(options), build(options.data), training, options.weights)
+    return Subject(_load(options), build(options.data), training, options.weights)

@@ -1,7 +1,18 @@
 """Likelihoods of whole data sets: bounds, their uncertainty, and the report. Curves: `wngen.evaluation.figures`."""
 
 from wngen.evaluation.evaluate import Evaluation, evaluate
+from wngen.evaluation.layers import active_units, layer_names, layer_title
 from wngen.evaluation.report import Report, weights_sha256
 from wngen.evaluation.statistics import Estimate, estimate
 
-__all__ = ["Estimate", "Evaluation", "Report", "estimate", "evaluate", "weights_sha256"]
+__all__ = [
+    "Estimate",
+    "Evaluation",
+    "Report",
+    "active_units",
+    "estimate",
+    "evaluate",
+    "layer_names",
+    "layer_title",
+    "weights_sha256",
+]

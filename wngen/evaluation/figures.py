@@ -1,21 +1,31 @@
-"""Learning curves of a run, from the `metrics.csv` that Lightning's CSVLogger writes."""
+"""Figures of a run: learning curves, from the `metrics.csv` of Lightning's CSVLogger, and the rate of each layer."""
 
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
+
+from wngen.evaluation.layers import layer_title
+from wngen.evaluation.report import Report
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 TRAIN, VAL = "#4b5563", "#c2410c"
 TRANSIENT = 0.1  # the first part of a run, whose steep rise would flatten all the rest, may leave the picture
 PANELS = {"elbo_nats": "ELBO", "distortion_nats": "distortion", "rate_nats": "rate"}
+NAMED = 6  # of the curves of many layers, so many are named
+
+Colour = tuple[float, float, float, float]
 
 
 def read_curves(*metrics: Path | str) -> dict[str, Curve]:
@@ -75,12 +85,16 @@ def learning_curves(*metrics: Path | str) -> Figure:
         raise ValueError(
             f"{', '.join(map(str, metrics))}: neither train/elbo_nats nor val/elbo_nats in it, but {', '.join(curves)}"
         )
-    figure = Figure(figsize=(8, 10), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot, which would choose a backend for the whole process
-    *panels, learning_rate = figure.subplots(len(PANELS) + 1, sharex=True, height_ratios=(3, 2, 2, 1.2))
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+    split = "val" if "val/elbo_nats" in curves else "train"
+    layers = sorted(name for name in curves if name.startswith(f"{split}/kl_nats/"))
+    heights = [3, 2, 2, *[2.5] * bool(layers), 1.2]
+    figure = _figure(8, sum(heights) / 8.2 * 10)
+    *panels, learning_rate = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=False):
         _draw_both(axes, curves.get(f"train/{name}"), curves.get(f"val/{name}"))
         axes.set_ylabel(f"{title} (nats per image)")
+    if layers:
+        _draw_layers(panels[-1], {name.rpartition("/")[2]: curves[name] for name in layers})
     panels[0].legend(frameon=False, loc="lower right")
     if "train/learning_rate" in curves:
         learning_rate.plot(*curves["train/learning_rate"], color=TRAIN, linewidth=1.3)
@@ -98,6 +112,84 @@ def learning_curves(*metrics: Path | str) -> Figure:
     return figure
 
 
+def draw_rates(path: Path | str, report: Report, active: Sequence[int] | None = None) -> None:
+    """Write the picture of `rate_per_layer` as PNG, making its folder if there is none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    rate_per_layer(report, active).savefig(path, dpi=130, format="png")
+
+
+def rate_per_layer(report: Report, active: Sequence[int] | None = None) -> Figure:
+    """The rate of each stochastic layer with its standard error, as bars, the topmost layer first.
+
+    Args:
+        report: of a model with several of them.
+        active: how many units of each are; see `wngen.evaluation.active_units`.
+
+    Raises:
+        ValueError: a report that says nothing of layers, or another number of `active`.
+    """
+    layers, shapes = report.layers, report.protocol.get("latent_shapes")
+    if not layers or not shapes or (active is not None and len(active) != len(layers)):
+        numbers = "" if active is None else f" and {len(active)} numbers of active units"
+        raise ValueError(f"a report of {len(layers)} layers{numbers}: wanted layers, the shape of each, and as many")
+    rates = [report.nats[f"kl_layer_{i}"] for i in range(1, len(layers) + 1)]
+    resolutions = [layer_title(name).partition(", ")[2] for name in layers]
+    distinct = list(dict.fromkeys(resolutions))
+    colours = dict(zip(distinct, _colours(len(distinct)), strict=True))
+    labels = [layer_title(name) for name in layers]
+    if active is not None:
+        units = [f"{n:,} of {math.prod(shape):,}" for n, shape in zip(active, shapes, strict=True)]
+        labels = [f"{label}: {used}" for label, used in zip(labels, units, strict=True)]
+    figure = _figure(8, 1.6 + 0.28 * len(layers))
+    axes = figure.subplots()
+    axes.barh(
+        labels,
+        [rate.mean for rate in rates],
+        xerr=[rate.standard_error for rate in rates],
+        color=[colours[resolution] for resolution in resolutions],
+        error_kw={"ecolor": TRAIN, "capsize": 2, "elinewidth": 1},
+    )
+    axes.invert_yaxis()
+    for i, rate in enumerate(rates):
+        end = max(rate.mean, 0.0) + rate.standard_error
+        axes.annotate(f"{rate.mean:.2f}", (end, i), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.margins(x=0.1, y=0.01)
+    axes.set(xlabel="rate (nats per image, ± standard error)")
+    axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    title = f"Stochastic layers{'' if active is None else ', and how many of their units are active'}"
+    figure.suptitle(f"{title}\n{report.model['model']} on {report.data_line}", fontsize=10)
+    sums = [sum(r.mean for r, at in zip(rates, resolutions, strict=True) if at == here) for here in distinct]
+    keys = [f"{here or 'vectors'}: {total:.2f} nats" for here, total in zip(distinct, sums, strict=True)]
+    handles = [Patch(color=colours[here], label=key) for here, key in zip(distinct, keys, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Of so many inches, without pyplot, which would choose a backend for the whole process."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _colours(n: int) -> list[Colour]:
+    """From dark to light, none of them hard to see on white."""
+    return [colormaps["viridis"](place) for place in np.linspace(0.05, 0.85, n)]
+
+
+def _draw_layers(axes: Axes, layers: dict[str, Curve]) -> None:
+    """The rate of each stochastic layer, from the topmost, dark, to the lowest, light."""
+    named = set(np.linspace(0, len(layers) - 1, NAMED).round().astype(int).tolist())
+    for i, ((name, curve), colour) in enumerate(zip(layers.items(), _colours(len(layers)), strict=True)):
+        label = layer_title(name) if i in named else None
+        axes.plot(*curve, "o-", markersize=2.5, linewidth=1.3, color=colour, label=label)
+    axes.set_ylabel("rate per layer (nats per image)")
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="best")
+    _set_limits(axes, list(layers.values()))
+
+
 def _draw_both(axes: Axes, train: Curve | None, val: Curve | None) -> None:
     """Training as a thin line under its running mean, validation with a point for each time it was measured."""
     both = [curve for curve in (train, val) if curve is not None]
@@ -106,9 +198,14 @@ def _draw_both(axes: Axes, train: Curve | None, val: Curve | None) -> None:
         axes.plot(train[0], _running_mean(train[1]), linewidth=1.3, color=TRAIN, label="training batches, smoothed")
     if val is not None:
         axes.plot(*val, "o-", markersize=3.5, linewidth=1.5, color=VAL, label="validation")
-    if any(np.isfinite(values[-1]) for _, values in both):
-        last = max(steps[-1] for steps, _ in both)
-        seen = np.concatenate([values[(steps >= TRANSIENT * last) & np.isfinite(values)] for steps, values in both])
+    _set_limits(axes, both)
+
+
+def _set_limits(axes: Axes, curves: list[Curve]) -> None:
+    """Show the range that curves keep to once the transient is over."""
+    if any(np.isfinite(values[-1]) for _, values in curves):
+        last = max(steps[-1] for steps, _ in curves)
+        seen = np.concatenate([values[(steps >= TRANSIENT * last) & np.isfinite(values)] for steps, values in curves])
         margin = 0.05 * float(np.ptp(seen)) or 1.0
         axes.set_ylim(seen.min() - margin, seen.max() + margin)
 

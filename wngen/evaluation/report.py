@@ -17,7 +17,9 @@ from rich.table import Table
 from torch import nn
 
 from wngen.evaluation.evaluate import Evaluation
+from wngen.evaluation.layers import layer_names, layer_title
 from wngen.evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
+from wngen.latent import LatentVariableModel
 from wngen.model import LikelihoodModel
 
 SCHEMA = 1
@@ -38,8 +40,9 @@ class Report:
         bits_per_dim: the same as costs in bits per sub-pixel: of `elbo` and `log_likelihood` the negative.
         protocol: `data` (the data set's protocol), `images`, `weights` (`ema` or `raw`), `weights_sha256`, `dtype` of
             the evaluation, `training_precision` (None, or absent from older reports, if it is not known), `seed`,
-            `estimator`, `importance_samples` (K, or None), `confidence` and `resamples` of the bootstrap, `versions`,
-            `device`, `wall_seconds`.
+            `estimator`, `importance_samples` (K, or None), `latent_shapes` of the stochastic layers, the topmost first
+            (absent from older reports), `confidence` and `resamples` of the bootstrap, `versions`, `device`,
+            `wall_seconds`.
         schema: version of this form.
     """
 
@@ -87,6 +90,7 @@ class Report:
         nats = estimate(figures)
         per_nat = model.spec.bits_per_dim(1.0)
         gains = ("elbo", "log_likelihood")
+        shapes = model.latent_shapes if isinstance(model, LatentVariableModel) else ()
         return cls(
             model=json.loads(json.dumps(model.config)),  # tuples become the lists that they are once read back
             nats=nats,
@@ -101,6 +105,7 @@ class Report:
                 "seed": evaluation.seed,
                 "estimator": _estimator(evaluation),
                 "importance_samples": evaluation.importance_samples,
+                "latent_shapes": [list(shape) for shape in shapes],
                 "confidence": CONFIDENCE,
                 "resamples": RESAMPLES,
                 "versions": {"wngen": version("wngen"), "torch": torch.__version__},
@@ -161,10 +166,18 @@ class Report:
 
     def title(self, name: str) -> str:
         """What a figure is called for readers."""
+        if name.startswith("kl_layer_"):
+            return f"KL of {layer_title(self.layers[int(name.removeprefix('kl_layer_')) - 1])}"
         if name != "log_likelihood":
-            return {"elbo": "ELBO"}.get(name, name.replace("kl_layer_", "KL of layer "))
+            return {"elbo": "ELBO"}.get(name, name)
         k = self.protocol["importance_samples"]
         return "log-likelihood (exact)" if k is None else f"importance-weighted, K = {k:,}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the stochastic layers, the topmost first; see `layer_names`."""
+        unknown: list[list[int]] = [[] for name in self.nats if name.startswith("kl_layer_")]
+        return layer_names(self.protocol.get("latent_shapes", unknown))
 
     @property
     def data_line(self) -> str:

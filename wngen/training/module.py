@@ -10,7 +10,9 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from wngen.evaluation import layer_names
 from wngen.image import Batch
+from wngen.latent import LatentVariableModel
 from wngen.model import Bound, LikelihoodModel
 from wngen.nn import data_dependent_init
 from wngen.noise import Noise, derived_seed
@@ -95,7 +97,10 @@ class Training(pl.LightningModule):
         self.model = model
         self.ema = EMA(ema_decay)
         self.skipped_steps, self.skipped_in_a_row = 0, 0
-        self._totals: list[float] = []  # images, and sums over them, of the evaluation under way
+        layers = layer_names(model.latent_shapes) if isinstance(model, LatentVariableModel) else ()
+        each = [f"kl_nats/{layer}" for layer in layers] if len(layers) > 1 else []  # of one layer it is the rate
+        self._figure_names = ["elbo_nats", "distortion_nats", "rate_nats", *each]
+        self._totals = self._no_totals()
 
     # Initialization and what goes along
 
@@ -163,10 +168,9 @@ class Training(pl.LightningModule):
             bound, kl_weight, self.options["free_bits"], self.options["free_bits_per"], self._average_over_processes
         )
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            figures = bound.elbo_nats, bound.distortion_nats, bound.rate_nats
             self._log_figures(
                 "train",
-                *(float(figure.detach().mean()) for figure in figures),
+                self._figures(bound).mean(dim=0).tolist(),
                 objective_nats=float(loss.detach()),
                 kl_weight=kl_weight,
                 learning_rate=self.learning_rate,
@@ -197,23 +201,32 @@ class Training(pl.LightningModule):
 
     def _add(self, bound: Bound) -> None:
         """Add a batch to the sums over the images of an evaluation, kept in double precision."""
-        figures = bound.elbo_nats, bound.distortion_nats, bound.rate_nats
-        batch = [float(len(bound.elbo_nats)), *(float(figure.double().sum()) for figure in figures)]
-        self._totals = [total + more for total, more in zip(self._totals or [0.0] * 4, batch, strict=True)]
+        figures = self._figures(bound).double()
+        batch = torch.cat([figures.new_full((1,), len(figures)), figures.sum(dim=0)])
+        self._totals = self._totals.to(batch.device) + batch
 
     def _log_totals(self, split: str) -> None:
         """Log means over all images of all processes, each image counted once."""
-        totals = torch.tensor(self._totals, dtype=torch.float64, device=self.device)
-        images, *sums = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        self._totals = []
-        self._log_figures(split, *(float(total / images) for total in sums))
+        totals = self.trainer.strategy.reduce(self._totals.to(self.device), reduce_op="sum")
+        assert isinstance(totals, Tensor)
+        self._totals = self._no_totals()
+        self._log_figures(split, (totals[1:] / totals[0]).tolist())
 
-    def _log_figures(
-        self, split: str, elbo_nats: float, distortion_nats: float, rate_nats: float, **more: float
-    ) -> None:
+    def _no_totals(self) -> Tensor:
+        """The number of images, and the sum over them of each figure, before the first one has come."""
+        return torch.zeros(1 + len(self._figure_names), dtype=torch.float64)
+
+    def _figures(self, bound: Bound) -> Tensor:
+        """What is logged of each image of a batch, `(B, figures)` in the order of `_figure_names`."""
+        rates = [bound.rate_nats, *bound.layer_kl_nats.unbind(dim=1)]
+        figures = [bound.elbo_nats, bound.distortion_nats, *rates][: len(self._figure_names)]
+        return torch.stack(figures, dim=1).detach()
+
+    def _log_figures(self, split: str, means: list[float], **more: float) -> None:
+        figures = {**dict(zip(self._figure_names, means, strict=True)), **more}
+        elbo_nats = figures.pop("elbo_nats")
         bits_per_dim = self.model.spec.bits_per_dim(-elbo_nats)
         self.log_dict({f"{split}/elbo_nats": elbo_nats, f"{split}/bits_per_dim": bits_per_dim}, prog_bar=True)
-        figures = {"distortion_nats": distortion_nats, "rate_nats": rate_nats, **more}
         self.log_dict({f"{split}/{name}": figure for name, figure in figures.items()})
 
     # Steps that are left out

@@ -1,16 +1,18 @@
-"""What PixelCNN, PixelCNN++ and PixelSNAIL reach in the same time of training on one core.
+"""What models reach in the same time of training on one core.
 
-Trains each on statically binarized MNIST as its configuration says (model, batch size, optimizer), but for a given time
-in place of its epochs. Time is that of the processor, so that what else the machine does matters little; it is counted
-from the first step on, validation left out. How long a step takes is measured beforehand, in another training of the
-same model, and from that the number of steps follows: the learning rate falls to 0 just as the time is up. What was
-really used is reported.
+Two comparisons: `pixel_models`, of PixelCNN, PixelCNN++ and PixelSNAIL on statically binarized MNIST; and `resnet_vae`,
+of inference, posterior and depth of the ResNet VAE on Fashion-MNIST, after the ablation of the IAF paper.
+
+Trains each as its configuration says (model, batch size, optimizer), but for a given time in place of its epochs. Time
+is that of the processor, so that what else the machine does matters little; it is counted from the first step on,
+validation left out. How long a step takes is measured beforehand, in another training of the same model, and from that
+the number of steps follows: the learning rate falls to 0 just as the time is up. What was really used is reported.
 
 The curves are of averaged weights in training's precision, on the first validation images. The figure at the end is
-that of `wngen evaluate`: the exact log-likelihood of the last averaged weights on the test images.
+that of `wngen evaluate`: the exact log-likelihood, or the ELBO, of the last averaged weights on the test images.
 
-Writes to `out`, for each model, pixel_models-<model>.json, its averaged weights in pixel_models-<model>.ckpt and its
-report in pixel_models-<model>-report.json; and of all models that are done pixel_models.json and pixel_models.png.
+Writes to `out`, for each model, <comparison>-<model>.json, its averaged weights in <comparison>-<model>.ckpt and its
+report in <comparison>-<model>-report.json; and of all models that are done <comparison>.json and <comparison>.png.
 Started again, with the same models or with others, it goes on after those that are done.
 """
 
@@ -23,9 +25,9 @@ import shlex
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -46,11 +48,47 @@ from wngen.evaluation.report import Report
 from wngen.model import LikelihoodModel
 from wngen.training import AtomicCheckpointIO, Training
 
-NAME = "pixel_models"
-MODELS = {  # by the name of its configuration without "_mnist_static": title and colour
-    "pixelcnn": ("PixelCNN", "#1d4ed8"),
-    "pixelcnn_pp": ("PixelCNN++", "#c2410c"),
-    "pixelsnail": ("PixelSNAIL", "#15803d"),
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in a comparison.
+
+    Args:
+        title: in tables and figures.
+        color: of its curve.
+        config: what it is trained as.
+        changes: to the arguments of the configuration's model.
+        dashed: whether its curve is.
+    """
+
+    title: str
+    color: str
+    config: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    dashed: bool = False
+
+
+def ladder(depth: int, inference: str, posterior: str, color: str) -> Candidate:
+    """The ResNet VAE with so many stochastic layers, half of them at each of two resolutions."""
+    changes = {"layers": f"14x{depth // 2}, 7x{depth // 2}", "inference": inference, "posterior": posterior}
+    title = f"{depth} layers, {inference}, {'IAF' if posterior == 'iaf' else 'diagonal'}"
+    return Candidate(title, color, "resnet_vae_fashion_mnist", changes, dashed=posterior == "diagonal")
+
+
+COMPARISONS = {
+    "pixel_models": {
+        "pixelcnn": Candidate("PixelCNN", "#1d4ed8", "pixelcnn_mnist_static"),
+        "pixelcnn_pp": Candidate("PixelCNN++", "#c2410c", "pixelcnn_pp_mnist_static"),
+        "pixelsnail": Candidate("PixelSNAIL", "#15803d", "pixelsnail_mnist_static"),
+    },
+    "resnet_vae": {
+        "4-iaf": ladder(4, "bidirectional", "iaf", "#c2410c"),
+        "4-diagonal": ladder(4, "bidirectional", "diagonal", "#c2410c"),
+        "4-bottom-up-iaf": ladder(4, "bottom-up", "iaf", "#1d4ed8"),
+        "4-bottom-up-diagonal": ladder(4, "bottom-up", "diagonal", "#1d4ed8"),
+        "2-iaf": ladder(2, "bidirectional", "iaf", "#15803d"),
+        "2-diagonal": ladder(2, "bidirectional", "diagonal", "#15803d"),
+    },
 }
 UNTIMED_STEPS, TIMED_STEPS = 20, 30  # of the measurement beforehand
 
@@ -62,6 +100,7 @@ class Options:
     """How long each model is trained, and what is measured.
 
     Args:
+        comparison: `pixel_models` or `resnet_vae`.
         out: the folder that the results go to.
         minutes: of the processor, for the training of each model.
         points: of each curve.
@@ -71,6 +110,7 @@ class Options:
         threads: of torch.
     """
 
+    comparison: Literal["pixel_models", "resnet_vae"] = "pixel_models"
     out: Path = Path("runs/benchmarks")
     minutes: float = 15.0
     points: int = 12
@@ -81,7 +121,7 @@ class Options:
 
     def as_dict(self) -> dict[str, Any]:
         """What a result depends on: all but the folder."""
-        return {name: value for name, value in asdict(self).items() if name != "out"}
+        return {name: value for name, value in asdict(self).items() if name not in ("comparison", "out")}
 
 
 class Stopwatch(pl.Callback):
@@ -119,7 +159,7 @@ class Experiment:
     """One model: its training and its evaluation.
 
     Args:
-        name: one of `MODELS`.
+        name: of a candidate of the comparison.
         options: of the benchmark.
 
     Raises:
@@ -128,8 +168,8 @@ class Experiment:
 
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options = name, options
-        self.config = f"{name}_mnist_static"
-        path = options.out / f"{NAME}-{name}.json"
+        self.candidate = COMPARISONS[options.comparison][name]
+        path = options.out / f"{options.comparison}-{name}.json"
         self.path, self.checkpoint = path, path.with_suffix(".ckpt")
         self.report_path = path.with_name(f"{path.stem}-report.json")
         self.trained: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
@@ -144,10 +184,8 @@ class Experiment:
         if self.trained is None or not self.report_path.exists():
             return None
         report = Report.read(self.report_path)
-        figures = {
-            "test_nats": report.nats["log_likelihood"],
-            "test_bits_per_dim": report.bits_per_dim["log_likelihood"],
-        }
+        bound = "log_likelihood" if "log_likelihood" in report.nats else "elbo"
+        figures = {"test_nats": report.nats[bound], "test_bits_per_dim": report.bits_per_dim[bound]}
         return self.trained | {name: asdict(figure) for name, figure in figures.items()} | {"protocol": report.protocol}
 
     def run(self) -> None:
@@ -172,7 +210,7 @@ class Experiment:
         step_seconds = (seconds[-1] - seconds[UNTIMED_STEPS - 1]) / TIMED_STEPS
         interval = max(1, round(60 * self.options.minutes / step_seconds / self.options.points))
         steps = interval * self.options.points
-        console.print(f"{MODELS[self.name][0]}: {1000 * step_seconds:.0f} ms per step, so {steps:,} steps")
+        console.print(f"{self.candidate.title}: {1000 * step_seconds:.0f} ms per step, so {steps:,} steps")
         trainer, stopwatch = self._fit(steps, interval, self.options.val_batches)
         trainer.save_checkpoint(self.checkpoint)
         training, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
@@ -181,7 +219,8 @@ class Experiment:
         val_images = sum(map(len, data.val_dataloader().batches[: self.options.val_batches]))
         return {
             "model": self.name,
-            "config": self.config,
+            "config": self.candidate.config,
+            "changes": self.candidate.changes,
             "settings": self.options.as_dict(),
             "machine": machine(),
             "precision": trainer.precision,
@@ -237,21 +276,23 @@ class Experiment:
         parser.add_subclass_arguments(ImageDataModule, "data")
         parser.add_class_arguments(Training, "training", skip={"model"})
         parser.add_argument("--trainer", type=dict)
-        config = parser.parse_path(config_path(self.config))
+        config = parser.parse_path(config_path(self.candidate.config))
+        for name, value in self.candidate.changes.items():
+            config.model.init_args[name] = value
         config.training.seed = config.data.init_args.seed = self.options.seed
         return config
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], candidates: dict[str, Candidate]) -> str:
     """The figures of all models, in Markdown."""
     lines = [
-        "| model | parameters | ms/step | steps | epochs | CPU minutes | test log-likelihood, nats | bits/dim |",
+        f"| model | parameters | ms/step | steps | epochs | CPU minutes | test {bound(results)}, nats | bits/dim |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         nats, bits = result["test_nats"], result["test_bits_per_dim"]
         cells = (
-            MODELS[result["model"]][0],
+            candidates[result["model"]].title,
             f"{result['parameters']:,}",
             f"{60_000 * result['cpu_minutes'] / result['steps']:.0f}",
             f"{result['steps']:,}",
@@ -264,36 +305,43 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def conditions(result: dict[str, Any]) -> str:
+def bound(results: list[dict[str, Any]]) -> str:
+    """What is compared."""
+    return "log-likelihood" if results[0]["protocol"]["estimator"] == "exact" else "ELBO"
+
+
+def conditions(result: dict[str, Any], title: str) -> str:
     """What a result was measured on, in a line."""
     on, settings = result["machine"], result["settings"]
     return (
-        f"{MODELS[result['model']][0]}: {result['config']}, batches of {result['batch_size']}, {result['precision']}, "
+        f"{title}: {result['config']}, batches of {result['batch_size']}, {result['precision']}, "
         f"seed {settings['seed']}; {result['protocol']['images']:,} test images; {on['processor']}, "
         f"{on['instructions']}, threads: {on['threads']}, load {on['load_average']}; torch {on['torch']}"
     )
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Validation log-likelihood against processor time and against epochs."""
+def draw(results: list[dict[str, Any]], candidates: dict[str, Candidate], path: Path) -> None:
+    """Validation bound against processor time and against epochs."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     settled, ends = math.inf, -math.inf
     for result in results:
-        label, color = MODELS[result["model"]]
+        candidate = candidates[result["model"]]
         curve = result["curve"]
         nats = np.array(curve["val_nats"])
         settled = min(settled, nats[len(nats) // 2 :].min())  # the steep beginning would flatten all the rest
         ends = max(ends, nats[-1])
         for panel, x in zip(panels, (curve["cpu_minutes"], curve["epochs"]), strict=True):
-            panel.plot(x, nats, "o-", color=color, markersize=3, label=f"{label}, {result['parameters'] / 1e6:.2f} M")
+            style = {"color": candidate.color, "linestyle": "--" if candidate.dashed else "-"}
+            label = f"{candidate.title}; {result['parameters'] / 1e6:.2f} M"
+            panel.plot(x, nats, "o", markersize=3, label=label, **style)
     margin = 0.05 * (ends - settled)
     panels[0].set_ylim(settled - margin, ends + margin)
     on, val_images = results[0]["machine"], results[0]["curve"]["val_images"]
     panels[0].set(
         xlabel=f"CPU minutes of training ({on['processor']}, threads: {on['threads']})",
-        ylabel="validation log-likelihood (nats per image)",
+        ylabel=f"validation {bound(results)} (nats per image)",
     )
     panels[1].set(xlabel="epochs")
     panels[0].legend(frameon=False, loc="lower right")
@@ -301,7 +349,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         panel.grid(color="#e5e7eb", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"Autoregressive models in equal time: statically binarized MNIST, {results[0]['precision']}, "
+        f"Equal time: {results[0]['protocol']['data']['name']}, {results[0]['precision']}, "
         f"seed {results[0]['settings']['seed']}, {val_images:,} validation images"
     )
     figure.savefig(path, dpi=130)
@@ -310,23 +358,28 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Do what is left to do for the models that are named, and report all that are done."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="Which to train now.")
+    parser.add_argument("--models", nargs="+", type=str | None, help="Which to train now; all by default.")
     parser.add_class_arguments(Options)
     arguments = parser.parse_args().as_dict()
     chosen = arguments.pop("models")
     options = Options(**arguments)
+    candidates = COMPARISONS[options.comparison]
+    if unknown := set(chosen or ()) - candidates.keys():
+        parser.error(f"--models {' '.join(sorted(unknown))}: wanted some of {' '.join(candidates)}")
     torch.set_num_threads(options.threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`")
     options.out.mkdir(parents=True, exist_ok=True)
-    experiments = {name: Experiment(name, options) for name in MODELS}
-    for name in chosen:
+    experiments = {name: Experiment(name, options) for name in candidates}
+    for name in chosen or candidates:
         experiments[name].run()
     results = [result for experiment in experiments.values() if (result := experiment.result) is not None]
-    write_json(options.out / f"{NAME}.json", {"benchmark": NAME, "results": results})
-    draw(results, options.out / f"{NAME}.png")
-    print(table(results), *map(conditions, results), shlex.join(["python", *sys.argv]), sep="\n")
-    console.print(f"Written to {options.out}/{NAME}.json and .png")
+    name = options.comparison
+    write_json(options.out / f"{name}.json", {"benchmark": name, "results": results})
+    draw(results, candidates, options.out / f"{name}.png")
+    lines = (conditions(result, candidates[result["model"]].title) for result in results)
+    print(table(results, candidates), *lines, shlex.join(["python", *sys.argv]), sep="\n")
+    console.print(f"Written to {options.out}/{name}.json and .png")
 
 
 if __name__ == "__main__":
