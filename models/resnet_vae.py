@@ -261,8 +261,8 @@ class ResNetVAE(LatentVariableModel):
         fewest = min(resolution.maps for resolution in self.resolutions)
         if posterior == "iaf" and iaf_layers and fewest < latent_channels:
             raise ValueError(
-                f"feature_maps={list(feature_maps)}: wanted at least latent_channels={latent_channels} of them, so that "
-                "each latent channel can depend on all before it"
+                f"feature_maps={list(feature_maps)}: wanted at least latent_channels={latent_channels}, so that each "
+                "latent channel can depend on all before it"
             )
         self.recompute = recompute
         places = [resolution for resolution in self.resolutions for _ in range(resolution.layers)]

@@ -75,8 +75,8 @@ class LatentVariableModel(LikelihoodModel):
             given: `(n, Z')`, latents of the uppermost layers, which are kept.
 
         Raises:
-            ValueError: another number of temperatures than layers, or of given latents than `n`, or such as end within a
-                layer.
+            ValueError: another number of temperatures than layers or of given latents than `n`, or latents that end
+                within a layer.
         """
 
     def layer_temperatures(self, temperature: float | Sequence[float]) -> list[float]:
