@@ -7,8 +7,9 @@ A step is forward, backward and Adam, on random images; by default of the CIFAR-
 - bf16: the same under bf16 autocast;
 - bf16, recompute: that, with the activations of each layer computed again for the backward pass.
 
-Every measurement is a process of its own, so that its peak memory is known; they take turns. Memory is the peak less
-what the process held when the network and its optimizer were there: activations and workspace.
+Every measurement is a process of its own, so that its peak memory is known; they take turns. Seconds are those of the
+processor, of all threads together, so that with one thread they are good on a shared machine too. Memory is the peak
+less what the process held when the network and its optimizer were there: activations and workspace.
 
 Writes resnet_vae_training.json to `out`.
 """
@@ -61,7 +62,7 @@ class Options:
 
 
 def measure(way: str, options: Options) -> dict[str, Any]:
-    """Median seconds of a step, and the memory that it takes in MiB."""
+    """Median processor seconds of a step, and the memory that it takes in MiB."""
     import torch
 
     import wngen.nn.activations
@@ -95,13 +96,13 @@ def measure(way: str, options: Options) -> dict[str, Any]:
     before = peak_mib()
     seconds = []
     for _ in range(1 + options.steps):
-        started = time.perf_counter()
+        started = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=way.startswith("bf16")):
             loss = -model(x).elbo_nats.mean()
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return {
         "seconds": statistics.median(seconds[1:]),
         "step_mib": peak_mib() - before,

@@ -16,12 +16,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wngen.arguments import nearest, summary
 from wngen.cli.fitting import fit
-from wngen.cli.listing import configs, models
+from wngen.cli.listing import configs, models, published
 from wngen.cli.trained import complete, evaluate, interpolate, reconstruct, sample
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     command.__name__: command
-    for command in (fit, evaluate, sample, complete, reconstruct, interpolate, models, configs)
+    for command in (fit, evaluate, sample, complete, reconstruct, interpolate, models, configs, published)
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands that say what there is: architectures, released models, configurations."""
+"""The commands that say what there is: architectures, released models, configurations, published figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rich import get_console
 from rich.table import Column, Table
 
 import wngen.models
-from wngen.arguments import Arguments, build, concrete_subclasses, packaged_configs, summary
+from wngen.arguments import Arguments, build, concrete_subclasses, nearest, packaged_configs, summary
 from wngen.cli.subject import SPEC
 from wngen.data import ImageDataModule
-from wngen.evaluation import Report
+from wngen.evaluation import Report, published_figures
+from wngen.evaluation.published import listing, published_data
 from wngen.model import LikelihoodModel
 
 
@@ -67,6 +68,25 @@ def configs(argv: list[str]) -> None:
         comment = " ".join(line.removeprefix("#").strip() for line in lines)
         table.add_row(name, f"{type(model).__name__}\n{_parameters(model):,}", comment)
     get_console().print(table)
+
+
+def published(argv: list[str]) -> None:
+    """List the likelihoods that others published of a data set, each with its estimator and its source."""
+    parser = Arguments(prog="wngen published", description=summary(published))
+    parser.add_argument("name", type=str | None, nargs="?", help="Of the data set; without it the sets are listed.")
+    name = parser.parse_args(argv).name
+    known = published_data()
+    if name is None:
+        sets = Table(Column("data set", no_wrap=True), "what it is", Column("figures", justify="right"))
+        for data in known.values():
+            sets.add_row(data.name, data.title, str(len(published_figures(data.name))))
+        get_console().print(sets)
+        get_console().print(f"`{parser.prog} NAME` lists those of a data set.")
+    elif name in known:
+        get_console().print(listing(known[name]))
+    else:
+        hint = nearest(name, known) or f"; figures are known of {', '.join(known)}"
+        parser.error(f"no data set {name!r}{hint}")
 
 
 def _parameters(model: LikelihoodModel) -> int:

@@ -17,6 +17,7 @@ from wngen.checkpoint import load, read_metadata
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.decoder import Watch
+from wngen.evaluation.published import comparison
 from wngen.model import LikelihoodModel
 
 
@@ -38,6 +39,8 @@ def evaluate(argv: list[str]) -> None:
     options, subject = _parse_with_data(parser, argv)
     report = subject.report(options.split, options.importance_samples, options.seed, options.chunk, options.limit)
     get_console().print(report)
+    if (published := comparison(report)) is not None:
+        get_console().print(published, new_line_start=True)
     where = Path(options.checkpoint)
     k = f"-k{options.importance_samples}" if options.importance_samples else ""
     name = f"report-{options.split}{'' if report.protocol['weights'] == 'ema' else '-raw'}{k}.json"

@@ -2,17 +2,21 @@
 
 from wngen.evaluation.evaluate import Evaluation, evaluate
 from wngen.evaluation.layers import active_units, layer_names, layer_title
+from wngen.evaluation.published import PublishedFigure, published_figures, same_protocol
 from wngen.evaluation.report import Report, weights_sha256
 from wngen.evaluation.statistics import Estimate, estimate
 
 __all__ = [
     "Estimate",
     "Evaluation",
+    "PublishedFigure",
     "Report",
     "active_units",
     "estimate",
     "evaluate",
     "layer_names",
     "layer_title",
+    "published_figures",
+    "same_protocol",
     "weights_sha256",
 ]
