@@ -70,7 +70,12 @@ class Candidate:
 
 def ladder(depth: int, inference: str, posterior: str, color: str) -> Candidate:
     """The ResNet VAE with so many stochastic layers, half of them at each of two resolutions."""
-    changes = {"layers": f"14x{depth // 2}, 7x{depth // 2}", "inference": inference, "posterior": posterior}
+    changes = {
+        "layers": f"14x{depth // 2}, 7x{depth // 2}",
+        "inference": inference,
+        "posterior": posterior,
+        "relative_posterior": False,  # which bottom-up inference could not have
+    }
     title = f"{depth} layers, {inference}, {'IAF' if posterior == 'iaf' else 'diagonal'}"
     return Candidate(title, color, "resnet_vae_fashion_mnist", changes, dashed=posterior == "diagonal")
 

@@ -24,7 +24,9 @@ from wngen.noise import Noise
 
 StdForm = Literal["exponential", "softplus"]
 
-TYPICAL_LOG_SCALE = -2.0  # of discretized logistics, whose pixels span [-1, 1]: where training begins
+FIRST_LOG_SCALE = (
+    -1.3
+)  # of discretized logistics, where training begins: the pixels' own deviation, about 0.5 of [-1, 1]
 
 
 class Resolution(NamedTuple):
@@ -37,47 +39,126 @@ class Resolution(NamedTuple):
     maps: int  # of features
 
 
-class BottomUpLayer(nn.Module):
-    """A residual block on the way from the image, and what the posterior of its stochastic layer learns from it.
+class StochasticLayer(nn.Module):
+    """A residual block with latent variables, and how a posterior of them is made.
+
+    Args:
+        latents: Z, channels of the latent variables.
+        flow: the posterior's, or None.
+        std: how standard deviations are parameterized.
+    """
+
+    def __init__(self, latents: int, flow: IAF | None, std: StdForm) -> None:
+        super().__init__()
+        self.latents, self.flow, self.std = latents, flow, std
+
+    def posterior(
+        self, code: Tensor, eps: Tensor, relative_to: DiagonalGaussian | None = None
+    ) -> tuple[Tensor, Tensor, DiagonalGaussian]:
+        """Draw latents from the posterior that `code` `(B, 2 Z + context, H, W)` describes.
+
+        Args:
+            code: parameters of a Gaussian, and the flow's context.
+            eps: standard normal noise `(B, Z, H, W)`.
+            relative_to: what the Gaussian's mean and deviation are relative to.
+
+        Returns:
+            Latents and their log density, both `(B, Z, H, W)`, and the Gaussian that the flow starts from.
+        """
+        parameters, context = code.tensor_split([2 * self.latents], dim=1)
+        base = self.gaussian(parameters, relative_to)
+        z, log_q = base.at(eps), DiagonalGaussian.standard(eps).log_prob(eps) - base.log_std
+        if self.flow is not None:
+            transformed = self.flow(z, context)
+            z, log_q = transformed.value, log_q - transformed.log_det
+        return z, log_q, base
+
+    def gaussian(self, parameters: Tensor, relative_to: DiagonalGaussian | None = None) -> DiagonalGaussian:
+        """From what the network says of mean and deviation, `(B, 2 Z, H, W)`."""
+        mean, log_std = at_least_fp32(parameters).chunk(2, dim=1)
+        if self.std == "softplus":  # to the base 2: of 0 it is 1, and far below 0 it is 2^x / ln 2
+            std = F.softplus(log_std.clamp_min(-20), beta=math.log(2))
+            log_std = torch.where(log_std > -20, std.log(), math.log(2) * log_std - math.log(math.log(2)))
+        if relative_to is None:
+            return DiagonalGaussian(mean, log_std)
+        return DiagonalGaussian(relative_to.at(mean), relative_to.log_std + log_std)
+
+
+class BottomUpLayer(StochasticLayer):
+    """A residual block on the way from the image.
+
+    It leaves a code for the posterior on the way down, or, in bottom-up inference, draws from the posterior itself.
 
     Args:
         below: feature maps that come in.
         maps: feature maps of the block.
-        code: channels of what goes to the posterior.
-        scale: factor on the residual branch.
         stride: to the layer below.
+        scale: factor on the residual branch.
+        latents: Z, channels of the layer's latent variables.
+        context: channels of the context of the posterior's flow.
+        flow: the posterior's, if it draws and there is one.
+        std: how standard deviations are parameterized.
+        draws: whether it draws.
         is_top: whether no layer comes after it, so that nothing is handed on.
     """
 
-    def __init__(self, below: int, maps: int, code: int, scale: float, stride: int, is_top: bool) -> None:
-        super().__init__()
-        self.code, self.scale = code, scale
-        shrink = WNConv2d(below, maps, stride + 1, stride, padding=stride // 2)
-        self.shrink = shrink if stride > 1 else None
-        self.first = WNConv2d(maps, code if is_top else code + maps, 3, padding="same", init_scale=0.1)
-        self.second = None if is_top else WNConv2d(maps, maps, 3, padding="same", init_scale=0.1)
+    def __init__(
+        self,
+        below: int,
+        maps: int,
+        stride: int,
+        scale: float,
+        latents: int,
+        context: int,
+        flow: IAF | None,
+        std: StdForm,
+        draws: bool,
+        is_top: bool,
+    ) -> None:
+        super().__init__(latents, flow, std)
+        self.scale = scale
+        self.parts = [2 * latents + context, 0 if is_top else maps]
+        self.shrink = WNConv2d(below, maps, stride + 1, stride, padding=stride // 2) if stride > 1 else None
+        self.first = WNConv2d(maps, sum(self.parts), 3, padding="same", init_scale=0.1)
+        inputs = maps + latents if draws else maps
+        self.second = None if is_top else WNConv2d(inputs, maps, 3, padding="same", init_scale=0.1)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, below, H, W)` to features for the layer above, and the posterior's code."""
+        h, code, features = self._read(h)
+        return self._merge(h, features), code
+
+    def draw(self, h: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features for the layer above, latents drawn with noise `(B, Z, H, W)`, and their log density."""
+        h, code, features = self._read(h)
+        z, log_q, _ = self.posterior(code, eps)
+        return self._merge(h, z.to(features.dtype), features), z, log_q
+
+    def _read(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features at this resolution, the posterior's code, and features for the second convolution."""
         if self.shrink is not None:
-            h = self.shrink(elu(h))
-        code, features = self.first(elu(h)).tensor_split([self.code], dim=1)
-        return (h if self.second is None else h + self.scale * self.second(elu(features))), code
+            h = at_least_fp32(self.shrink(elu(h)))
+        code, features = self.first(elu(h)).split(self.parts, dim=1)
+        return h, code, features
+
+    def _merge(self, h: Tensor, *inputs: Tensor) -> Tensor:
+        return h if self.second is None else h + self.scale * self.second(elu(torch.cat(inputs, dim=1)))
 
 
-class TopDownLayer(nn.Module):
+class TopDownLayer(StochasticLayer):
     """A residual block on the way to the image, and the stochastic layer that enters it.
 
     Args:
         above: feature maps that come in.
         maps: feature maps of the block.
-        size: height and width of its maps.
         stride: to the layer above.
+        size: height and width of its maps.
         scale: factor on the residual branch.
         latents: Z, channels of its latent variables.
-        flow: the posterior's, or None.
-        infers: whether it takes part in the posterior, which else depends on the image alone.
+        context: channels of the context of the posterior's flow.
+        flow: the posterior's, if it draws from it and there is one.
         std: how standard deviations are parameterized.
+        draws: whether it draws from the posterior.
         relative: whether the posterior is parameterized relative to the prior.
     """
 
@@ -85,22 +166,21 @@ class TopDownLayer(nn.Module):
         self,
         above: int,
         maps: int,
-        size: tuple[int, int],
         stride: int,
+        size: tuple[int, int],
         scale: float,
         latents: int,
+        context: int,
         flow: IAF | None,
-        infers: bool,
         std: StdForm,
+        draws: bool,
         relative: bool,
     ) -> None:
-        super().__init__()
-        self.size, self.scale, self.latents, self.flow = size, scale, latents, flow
-        self.infers, self.std, self.relative = infers, std, relative
-        # What the prior, the posterior with its flow, and the features beside the latents are made of.
-        self.parts = [2 * latents, code_channels(latents, flow) if infers else 0, maps]
-        enlarge = WNConvTranspose2d(above, maps, stride + 1, stride, padding=stride // 2)
-        self.enlarge = enlarge if stride > 1 else None
+        super().__init__(latents, flow, std)
+        self.size, self.scale, self.relative = size, scale, relative
+        # The prior; a part of the posterior's code; the features beside the latents.
+        self.parts = [2 * latents, 2 * latents + context if draws else 0, maps]
+        self.enlarge = WNConvTranspose2d(above, maps, stride + 1, stride, padding=stride // 2) if stride > 1 else None
         self.first = WNConv2d(maps, sum(self.parts), 3, padding="same", init_scale=0.1)
         self.second = WNConv2d(latents + maps, maps, 3, padding="same", init_scale=0.1)
 
@@ -117,17 +197,8 @@ class TopDownLayer(nn.Module):
             Features for the layer below, latents `(B, Z, H, W)`, and the rate of each channel `(B, Z)` in nats.
         """
         h, prior, inferred, features = self._read(h)
-        parameters, context = (code + inferred if self.infers else code).tensor_split([2 * self.latents], dim=1)
-        base = self._gaussian(parameters, prior if self.relative else None)
-        z = base.at(eps)
-        if self.flow is None and not sampled_rate:
-            kl = base.kl(prior)
-        else:
-            log_q = base.log_prob(z)
-            if self.flow is not None:
-                transformed = self.flow(z, context)
-                z, log_q = transformed.value, log_q - transformed.log_det
-            kl = log_q - prior.log_prob(z)
+        z, log_q, base = self.posterior(code + inferred, eps, prior if self.relative else None)
+        kl = base.kl(prior) if self.flow is None and not sampled_rate else log_q - prior.log_prob(z)
         return self._merge(h, features, z), z, kl.flatten(2).sum(dim=2)
 
     def generate(self, h: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,34 +207,20 @@ class TopDownLayer(nn.Module):
         z = prior.at(eps)
         return self._merge(h, features, z), z
 
-    def place(self, h: Tensor, z: Tensor) -> Tensor:
-        """Take latents `(B, Z, H, W)` as they are: features for the layer below."""
-        h, _, _, features = self._read(h)
-        return self._merge(h, features, z)
+    def place(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Take latents as they are: features for the layer below, and the prior's log density, both `(B, Z, H, W)`."""
+        h, prior, _, features = self._read(h)
+        return self._merge(h, features, z), prior.log_prob(z)
 
     def _read(self, h: Tensor) -> tuple[Tensor, DiagonalGaussian, Tensor, Tensor]:
         """Features at this resolution, the prior, a part of the posterior, and features that go beside the latents."""
         if self.enlarge is not None:
-            h = self.enlarge(elu(h), self.size)
+            h = at_least_fp32(self.enlarge(elu(h), self.size))
         prior, inferred, features = self.first(elu(h)).split(self.parts, dim=1)
-        return h, self._gaussian(prior), inferred, features
+        return h, self.gaussian(prior), inferred, features
 
     def _merge(self, h: Tensor, features: Tensor, z: Tensor) -> Tensor:
         return h + self.scale * self.second(elu(torch.cat([z.to(features.dtype), features], dim=1)))
-
-    def _gaussian(self, parameters: Tensor, relative_to: DiagonalGaussian | None = None) -> DiagonalGaussian:
-        mean, log_std = at_least_fp32(parameters).chunk(2, dim=1)
-        if self.std == "softplus":  # to the base 2: of 0 it is 1
-            std = F.softplus(log_std, beta=math.log(2))
-            log_std = std.clamp_min(torch.finfo(std.dtype).tiny).log()
-        if relative_to is None:
-            return DiagonalGaussian(mean, log_std)
-        return DiagonalGaussian(relative_to.at(mean), relative_to.log_std + log_std)
-
-
-def code_channels(latents: int, flow: IAF | None) -> int:
-    """Of what makes a posterior: mean, log standard deviation, and the flow's context."""
-    return 2 * latents + (0 if flow is None else flow.context_channels)
 
 
 class ResNetVAE(LatentVariableModel):
@@ -173,7 +230,7 @@ class ResNetVAE(LatentVariableModel):
     each layer's latent maps, from the prior or, where an image is given, from the posterior, and with every draw
     changes the features that the layers below depend on.
 
-    The defaults are those of the paper's released code for CIFAR-10, at twenty layers.
+    The defaults are those that the paper's code recommends for its Theano version, 3.28 bits/dim on CIFAR-10.
 
     Args:
         channels: of the images, 1 to 4.
@@ -186,14 +243,15 @@ class ResNetVAE(LatentVariableModel):
             which a smaller one hides from data-dependent init.
         feature_maps: of the network at each resolution, or one number for all.
         latent_channels: of each stochastic layer.
-        inference: `bidirectional`, where the posterior of a layer depends on the image and on the latents above it, or
-            `bottom-up`, where it depends on the image alone.
+        inference: `bidirectional`, where each layer's latents are drawn on the way down, given the image and those
+            above; or `bottom-up`, where they are drawn on the way up, given the image and those below.
         posterior: `diagonal` Gaussian, or that followed by inverse autoregressive flow over space and channels.
         iaf_steps: steps of each layer's flow.
         iaf_layers: hidden layers of a step; 0 makes it linear.
         iaf_form: `gated`, `location_scale` or `location`; see `wngen.flows.IAFStep`.
         std: standard deviations as `exponential` or base-2 `softplus` of what the network says.
-        relative_posterior: parameterize the posterior's mean and deviation relative to the prior's.
+        relative_posterior: parameterize the posterior's mean and deviation relative to the prior's; only for
+            bidirectional inference.
         residual_scale: factor on every residual branch; None for 1 / sqrt(number of stochastic layers).
         likelihood: of the pixels: `bernoulli`; `discretized_logistic`, whose scale is learned but the same
             everywhere; `mixture` of discretized logistics; or `auto`, Bernoulli for two levels and discretized
@@ -222,7 +280,7 @@ class ResNetVAE(LatentVariableModel):
         width: int = 32,
         levels: int = 256,
         layers: str = "16x10, 8x10",
-        feature_maps: Sequence[int] = (160,),
+        feature_maps: int | Sequence[int] = 160,
         latent_channels: int = 32,
         inference: Literal["bidirectional", "bottom-up"] = "bidirectional",
         posterior: Literal["diagonal", "iaf"] = "iaf",
@@ -255,43 +313,62 @@ class ResNetVAE(LatentVariableModel):
                 raise ValueError(f"{name}={seen!r}: wanted one of {', '.join(wanted)}")
         offered = ("bernoulli", "mixture", "discretized_logistic")
         self.likelihood = PixelLikelihood(likelihood, spec, offered, components=components)
-        scales = torch.full((channels if scale_per_channel else 1, 1, 1), TYPICAL_LOG_SCALE)
+        scales = torch.full((channels if scale_per_channel else 1, 1, 1), FIRST_LOG_SCALE)
         self.log_scale = nn.Parameter(scales) if self.likelihood.name == "discretized_logistic" else None
         self.resolutions = parse_layers(layers, spec, feature_maps)
+        if residual_scale is not None and not residual_scale > 0:
+            raise ValueError(
+                f"residual_scale={residual_scale}: wanted a positive number, or None for 1 / sqrt(number of layers)"
+            )
+        if relative_posterior and inference == "bottom-up":
+            raise ValueError("relative_posterior is for bidirectional inference: bottom-up does not know the prior yet")
         fewest = min(resolution.maps for resolution in self.resolutions)
         if posterior == "iaf" and iaf_layers and fewest < latent_channels:
             raise ValueError(
-                f"feature_maps={list(feature_maps)}: wanted at least latent_channels={latent_channels}, so that each "
+                f"feature_maps={feature_maps}: wanted at least latent_channels={latent_channels}, so that each "
                 "latent channel can depend on all before it"
             )
-        self.recompute = recompute
+        self.inference, self.recompute = inference, recompute
         places = [resolution for resolution in self.resolutions for _ in range(resolution.layers)]
         depth = len(places)
         scale = depth**-0.5 if residual_scale is None else residual_scale
-        up: list[nn.Module] = []
-        down: list[nn.Module] = []
+        up, down = [], []
         for i, here in enumerate(places):  # from the image upwards
             below, above = places[max(i - 1, 0)], places[min(i + 1, depth - 1)]
             flow = None
             if posterior == "iaf":
                 flow = IAF.of_maps(latent_channels, iaf_steps, here.maps, iaf_layers, with_context=True, form=iaf_form)
-            code = code_channels(latent_channels, flow)
-            stride = 1 if below is here else here.stride
-            up.append(BottomUpLayer(below.maps, here.maps, code, scale, stride, is_top=i == depth - 1))
-            size, stride = (here.height, here.width), 1 if above is here else above.stride
-            layer = TopDownLayer(
-                above.maps,
-                here.maps,
-                size,
-                stride,
-                scale,
-                latent_channels,
-                flow,
-                infers=inference == "bidirectional",
-                std=std,
-                relative=relative_posterior,
+            context = 0 if flow is None else flow.context_channels
+            is_drawn_upwards = inference == "bottom-up"
+            up.append(
+                BottomUpLayer(
+                    below.maps,
+                    here.maps,
+                    1 if below is here else here.stride,
+                    scale,
+                    latent_channels,
+                    context,
+                    flow if is_drawn_upwards else None,
+                    std,
+                    draws=is_drawn_upwards,
+                    is_top=i == depth - 1,
+                )
             )
-            down.append(layer)
+            down.append(
+                TopDownLayer(
+                    above.maps,
+                    here.maps,
+                    1 if above is here else above.stride,
+                    (here.height, here.width),
+                    scale,
+                    latent_channels,
+                    context,
+                    None if is_drawn_upwards else flow,
+                    std,
+                    draws=not is_drawn_upwards,
+                    relative=relative_posterior,
+                )
+            )
         first, last = places[0], places[-1]
         stride, kernel = first.stride, 2 * first.stride + 1
         self.stem = WNConv2d(channels, first.maps, kernel, stride, padding=stride)
@@ -303,14 +380,23 @@ class ResNetVAE(LatentVariableModel):
         self.output = WNConvTranspose2d(first.maps, outputs, kernel, stride, padding=stride, init_scale=0.1)
         self.image_label = nn.Embedding(num_classes, first.maps) if num_classes else None
         self.top_label = nn.Embedding(num_classes, last.maps) if num_classes else None
+        for label in (self.image_label, self.top_label):
+            if label is not None:
+                nn.init.normal_(label.weight, std=0.05)
         self.latent_shapes = tuple((latent_channels, place.height, place.width) for place in reversed(places))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What each layer's posterior learns from the image, the topmost first: `(B, 2 Z + context, H, W)`."""
+        """What the posterior depends on.
+
+        For bidirectional inference a code for each layer, the topmost first, `(B, 2 Z + context, H, W)`; for bottom-up
+        inference, which draws on its way up, the features that it starts from, `(B, maps, H, W)`.
+        """
         self.check_labels(y, len(x))
-        h = self.stem(self.spec.scale(x, next(self.parameters()).dtype))
+        h = at_least_fp32(self.stem(self.spec.scale(x, next(self.parameters()).dtype)))
         if self.image_label is not None:
             h = h + self.image_label(y)[:, :, None, None]
+        if self.inference == "bottom-up":
+            return (h,)
         codes: list[Tensor] = []
         for layer in self.bottom_up:
             assert isinstance(layer, BottomUpLayer)
@@ -321,18 +407,27 @@ class ResNetVAE(LatentVariableModel):
     def bound(
         self, x: Tensor, code: tuple[Tensor, ...], y: Tensor | None, noise: Noise, sampled_rate: bool = True
     ) -> Bound:
-        h, kls = self._top(len(x), y), []
-        for (layer, shape), part in zip(self._ladder(), code, strict=True):
-            h, _, kl = self._run(layer.infer, h, part, noise.normal(*shape).to(self.top), sampled_rate)
-            kls.append(kl)
-        return Bound(-self._pixels(h).log_prob(x).flatten(1).sum(dim=1), tuple(kls))
+        h, _, kl = self._infer(code, y, lambda shape: noise.normal(*shape).to(self.top), sampled_rate)
+        return Bound(-self._pixels(h).log_prob(x).flatten(1).sum(dim=1), tuple(kl))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
         self.check_labels(y, len(z))
         h = self._top(len(z), y)
         for (layer, _), part in zip(self._ladder(), self.split(z), strict=True):
-            h = layer.place(h, part)
+            h, _ = layer.place(h, part)
         return self._pixels(h)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        at_least(1, n=n)
+        h, _ = self._generate(n, y, temperature, generator, None)
+        return self._pixels(h).sample(generator, self.layer_temperatures(temperature)[-1])
 
     def prior(
         self,
@@ -342,26 +437,75 @@ class ResNetVAE(LatentVariableModel):
         generator: torch.Generator | None = None,
         given: Tensor | None = None,
     ) -> Tensor:
+        _, latents = self._generate(n, y, temperature, generator, given)
+        return torch.cat([z.flatten(1) for z in latents], dim=1)
+
+    def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The centre of the posterior `(B, Z)`: each layer's base mean, carried through the flow.
+
+        It is the centre given those of the layers that are drawn before it.
+        """
+        code = self.encode(x, y)
+        _, latents, _ = self._infer(code, y, lambda shape: self.top.new_zeros(len(x), *shape))
+        return torch.cat([z.flatten(1) for z in latents], dim=1)
+
+    def _infer(
+        self,
+        code: tuple[Tensor, ...],
+        y: Tensor | None,
+        noise: Callable[[tuple[int, ...]], Tensor],
+        sampled_rate: bool = True,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Draw from the posterior: features below the lowest layer; and of each layer, the topmost first, its rate.
+
+        Args:
+            code: what `encode` returns.
+            y: `(B,)` integer classes; only for a conditional model.
+            noise: makes standard normal noise of the shape of a layer's latents.
+            sampled_rate: see `bound`; the rate of bottom-up inference always is.
+
+        Returns:
+            Features `(B, maps, H, W)`, latents `(B, Z, H, W)` of each layer, and rates `(B, Z)` in nats.
+        """
+        h, latents, rates = self._top(len(code[0]), y), [], []
+        if self.inference == "bidirectional":
+            for (layer, shape), part in zip(self._ladder(), code, strict=True):
+                h, z, kl = self._run(layer.infer, h, part, noise(shape), sampled_rate)
+                latents.append(z)
+                rates.append(kl)
+            return h, latents, rates
+        (rising,), drawn = code, []
+        for lower, shape in zip(self.bottom_up, reversed(self.latent_shapes), strict=True):
+            assert isinstance(lower, BottomUpLayer)
+            rising, z, log_q = self._run(lower.draw, rising, noise(shape))
+            drawn.append((z, log_q))
+        for (layer, _), (z, log_q) in zip(self._ladder(), reversed(drawn), strict=True):
+            h, log_p = self._run(layer.place, h, z)
+            latents.append(z)
+            rates.append((log_q - log_p).flatten(2).sum(dim=2))
+        return h, latents, rates
+
+    def _generate(
+        self,
+        n: int,
+        y: Tensor | None,
+        temperature: float | Sequence[float],
+        generator: torch.Generator | None,
+        given: Tensor | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Draw from the prior, as `prior` says: features below the lowest layer, and the latents of each."""
         self.check_labels(y, n)
         temperatures = self.layer_temperatures(temperature)
-        drawn = self.given_layers(given, n)
+        latents = self.given_layers(given, n)
         h = self._top(n, y)
         for i, (layer, shape) in enumerate(self._ladder()):
-            if i < len(drawn):
-                h = layer.place(h, drawn[i])
+            if i < len(latents):
+                h, _ = layer.place(h, latents[i])
                 continue
             eps = torch.randn(n, *shape, generator=generator, dtype=self.top.dtype, device=self.top.device)
             h, z = layer.generate(h, temperatures[i] * eps)
-            drawn.append(z)
-        return torch.cat([z.flatten(1) for z in drawn], dim=1)
-
-    def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The centre of the posterior `(B, Z)`: each layer's base mean, carried through the flow, given those above."""
-        code, h, latents = self.encode(x, y), self._top(len(x), y), []
-        for (layer, shape), part in zip(self._ladder(), code, strict=True):
-            h, z, _ = layer.infer(h, part, self.top.new_zeros(len(x), *shape), sampled_rate=False)
-            latents.append(z.flatten(1))
-        return torch.cat(latents, dim=1)
+            latents.append(z)
+        return h, latents
 
     def _ladder(self) -> Iterator[tuple[TopDownLayer, tuple[int, ...]]]:
         """The stochastic layers and the shapes of their latents, the topmost first."""
@@ -386,7 +530,7 @@ class ResNetVAE(LatentVariableModel):
         return function(*arguments)
 
 
-def parse_layers(layers: str, spec: ImageSpec, feature_maps: Sequence[int]) -> tuple[Resolution, ...]:
+def parse_layers(layers: str, spec: ImageSpec, feature_maps: int | Sequence[int]) -> tuple[Resolution, ...]:
     """The resolutions that `16x10, 8x10` names, from the image upwards, each with its feature maps.
 
     Raises:
@@ -403,11 +547,10 @@ def parse_layers(layers: str, spec: ImageSpec, feature_maps: Sequence[int]) -> t
             f"layers={layers!r}: wanted heights and numbers of layers from the image upwards, such as '16x10, 8x10'; "
             f"heights of {', '.join(map(str, sorted(halvings, reverse=True)))}, each at most once"
         )
-    maps = list(feature_maps) * (len(named) if len(feature_maps) == 1 else 1)
+    each = [feature_maps] if isinstance(feature_maps, int) else list(feature_maps)
+    maps = each * (len(named) if len(each) == 1 else 1)
     if len(maps) != len(named) or min(maps) < 1:
-        raise ValueError(
-            f"feature_maps={list(feature_maps)}: wanted one number, or one for each of {len(named)} heights"
-        )
+        raise ValueError(f"feature_maps={feature_maps}: wanted one number, or one for each of {len(named)} heights")
     strides = [2 ** (b - a) for a, b in pairwise([0, *chosen])]
     return tuple(
         Resolution(height, -(-spec.width // 2**k), stride, count, m)

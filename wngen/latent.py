@@ -87,7 +87,7 @@ class LatentVariableModel(LikelihoodModel):
         """
         depth = len(self.latent_shapes)
         each = [float(temperature)] * depth if isinstance(temperature, (int, float)) else list(temperature)
-        if len(each) != depth or min(each) < 0:
+        if len(each) != depth or not all(t >= 0 for t in each):
             raise ValueError(f"temperature={temperature}: wanted one, or one for each of {depth} layers, none negative")
         return each
 
@@ -179,7 +179,7 @@ class LatentVariableModel(LikelihoodModel):
         for start in range(0, importance_samples, step):
             draws = range(start, min(start + step, importance_samples))
             k = len(draws)
-            rows = [torch.cat([part] * k) for part in (x, *code)]  # (k b) ...
+            rows = [torch.cat([part] * k) if k > 1 else part for part in (x, *code)]  # (k b) ...
             labels = None if y is None else y.repeat(k)
             bound = self.bound(rows[0], tuple(rows[1:]), labels, noise.repeat(draws))
             log_weight = bound.elbo_nats.double().view(k, len(x))

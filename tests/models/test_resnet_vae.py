@@ -19,9 +19,11 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from wngen.checkpoint import load, save_release
 from wngen.distributions import DiscretizedLogistic
+from wngen.flows import IAF
 from wngen.image import ImageSpec
 from wngen.model import Bound
 from wngen.models import ResNetVAE
+from wngen.models.resnet_vae import StochasticLayer
 from wngen.nn import WeightNormalized, data_dependent_init, fold
 from wngen.noise import Noise
 from wngen.training.objective import objective_nats
@@ -95,13 +97,13 @@ def generated(model: ResNetVAE, eps: Tensor) -> Tensor:
     return torch.cat(latents, dim=1)
 
 
-def inferred(model: ResNetVAE, code: tuple[Tensor, ...], eps: Tensor) -> Tensor:
-    """The latents `(B, Z)` that the posterior of one image makes of noise `(B, Z)`."""
-    h, latents = model._top(len(eps), None), []
-    for layer, part, own in zip(model.top_down, code, model.split(eps), strict=True):
-        h, z, _ = layer.infer(h, part.expand(len(eps), -1, -1, -1), own, sampled_rate=True)
-        latents.append(z.flatten(1))
-    return torch.cat(latents, dim=1)
+def inferred(model: ResNetVAE, code: tuple[Tensor, ...], eps: Tensor) -> tuple[Tensor, Tensor]:
+    """What the posterior of one image makes of noise `(B, Z)`: latents `(B, Z)` and the rate of each layer `(B, L)`."""
+    parts = model.split(eps)
+    in_order = iter(parts if model.inference == "bidirectional" else reversed(parts))
+    rows = tuple(part.expand(len(eps), -1, -1, -1) for part in code)
+    _, latents, rates = model._infer(rows, None, lambda shape: next(in_order))
+    return torch.cat([z.flatten(1) for z in latents], dim=1), torch.stack([kl.sum(dim=1) for kl in rates], dim=1)
 
 
 @torch.no_grad()
@@ -113,14 +115,24 @@ def silence(layer: WeightNormalized, *rows: slice, bias: float | None = 0.0) -> 
             layer.bias[row] = bias
 
 
+def silence_flows(model: ResNetVAE) -> None:
+    """Let no step of a flow depend on anything."""
+    for module in model.modules():
+        for step in module.steps if isinstance(module, IAF) else ():
+            silence(step.conditioner.output, slice(None))
+
+
 @torch.no_grad()
 def near(model: ResNetVAE, distance: float) -> None:
-    """Bring a relative posterior nearer to the prior, so that importance weights vary less."""
+    """Bring the posterior nearer to the prior that it is relative to, or both to the standard Gaussian.
+
+    Importance weights then vary less.
+    """
+    own = slice(4, 8) if model.inference == "bidirectional" else slice(0, 4)
     for up, down in zip(model.bottom_up, model.top_down, strict=True):
-        inferred = slice(4, 8 if down.infers else 4)
-        for parameter, rows in itertools.product(("g", "bias"), ((up.first, slice(0, 4)), (down.first, inferred))):
-            layer, part = rows
-            getattr(layer, parameter)[part] *= distance
+        for layer, part in ((up.first, slice(0, 4)), (down.first, own)):
+            layer.g[part] *= distance
+            layer.bias[part] *= distance
 
 
 def assert_reaches_every_parameter(model: ResNetVAE, objective: Tensor) -> None:
@@ -149,9 +161,8 @@ def test_every_combination_gives_a_bound_whose_gradient_reaches_every_parameter(
     inference: str, posterior: str, changes: dict[str, Any], num_classes: int | None
 ):
     is_modern = num_classes is not None
-    modern = (
-        {"std": "softplus", "relative_posterior": True, "residual_scale": None, "iaf_steps": 2} if is_modern else {}
-    )
+    modern: dict[str, Any] = {"std": "softplus", "residual_scale": None, "iaf_steps": 2} if is_modern else {}
+    modern |= {"relative_posterior": is_modern and inference == "bidirectional"}
     model = tiny(inference=inference, posterior=posterior, num_classes=num_classes, **changes, **modern)
     x, y = images(model, 6)
     bound = model(x, y, noise(6))
@@ -181,9 +192,12 @@ def sized(size: tuple[int, int, int, str, tuple[int, ...]]) -> dict[str, Any]:
     return dict(zip(("channels", "height", "width", "layers", "feature_maps"), size, strict=True))
 
 
+@pytest.mark.parametrize("inference", INFERENCES)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size[3])
-def test_every_size_has_its_latents_and_every_pixel_is_seen_and_made(size: Any, monkeypatch: pytest.MonkeyPatch):
-    model = tiny(**sized(size))
+def test_every_size_has_its_latents_and_every_pixel_is_seen_and_made(
+    size: Any, inference: str, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny(**sized(size), inference=inference)
     x, _ = images(model, 4)
     shapes = []
     for name in reversed(size[3].split(", ")):
@@ -204,8 +218,12 @@ def test_every_size_has_its_latents_and_every_pixel_is_seen_and_made(size: Any, 
     assert by_latent.any(dim=1).all()
     monkeypatch.setattr(ImageSpec, "scale", lambda self, x, dtype: x)
     real = torch.randn(1, *model.spec.shape, dtype=torch.float64)
-    for code in range(len(shapes)):
-        by_pixel = jacobian(lambda x, code=code: model.encode(x)[code].flatten(1), real)
+    views: list[Callable[[Tensor], Tensor]] = [
+        *(lambda x, i=i: model.encode(x)[i] for i in range(len(model.encode(real)))),
+        *(lambda x, i=i: model.split(model.represent(x))[i] for i in range(len(shapes))),
+    ]
+    for view in views:
+        by_pixel = jacobian(lambda x, view=view: view(x).flatten(1), real)
         assert by_pixel.any(dim=0).all()
         assert by_pixel.any(dim=1).all()
 
@@ -214,21 +232,24 @@ def parameters_of_a_convolution(inputs: int, outputs: int, kernel_size: int = 3)
     return outputs * (inputs * kernel_size**2 + 2)  # direction, and each output's length and bias
 
 
-def test_the_model_of_the_paper_has_as_many_parameters_as_counted_by_hand():
-    maps, latents, depth = 160, 32, 20
-    context = 2 * latents + maps  # mean, log standard deviation, and what enters the flow
-    bottom_up = parameters_of_a_convolution(maps, context + maps) + parameters_of_a_convolution(maps, maps)
-    top_down = parameters_of_a_convolution(maps, 2 * latents + context + maps)
+@pytest.mark.parametrize(("inference", "total"), [("bidirectional", 41_568_007), ("bottom-up", 35_983_367)])
+def test_the_model_of_the_paper_has_as_many_parameters_as_counted_by_hand(inference: Any, total: int):
+    maps, latents, depth, is_drawn_upwards = 160, 32, 20, inference == "bottom-up"
+    code = 2 * latents + maps  # mean, log standard deviation, and what enters the flow
+    seen_above = maps + latents if is_drawn_upwards else maps
+    bottom_up = parameters_of_a_convolution(maps, code + maps) + parameters_of_a_convolution(seen_above, maps)
+    top_down = parameters_of_a_convolution(maps, 2 * latents + (0 if is_drawn_upwards else code) + maps)
     top_down += parameters_of_a_convolution(latents + maps, maps)
     flow = parameters_of_a_convolution(latents, maps) + parameters_of_a_convolution(maps, maps)
     flow += parameters_of_a_convolution(maps, 2 * latents)
-    unused = parameters_of_a_convolution(maps, maps) + (maps * 9 + 2) * maps  # nothing is above the topmost layer
+    # Nothing is above the topmost layer.
+    unused = parameters_of_a_convolution(maps, maps) + parameters_of_a_convolution(seen_above, maps)
     between = 2 * parameters_of_a_convolution(maps, maps)  # from 16 x 16 to 8 x 8 and back
     ends = parameters_of_a_convolution(3, maps, 5) + parameters_of_a_convolution(maps, 3, 5)
     expected = depth * (bottom_up + top_down + flow) - unused + between + ends + maps * 8 * 8 + 1
     with torch.device("meta"):
-        model = ResNetVAE()
-    assert sum(parameter.numel() for parameter in model.parameters()) == expected == 41_568_007
+        model = ResNetVAE(inference=inference)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected == total
     assert len(model.top_down) == len(model.bottom_up) == depth
     assert model.latent_shapes == ((32, 8, 8),) * 10 + ((32, 16, 16),) * 10
 
@@ -242,58 +263,65 @@ def test_the_model_of_the_paper_has_as_many_parameters_as_counted_by_hand():
 )
 @pytest.mark.parametrize("inference", INFERENCES)
 def test_a_posterior_equal_to_the_prior_has_rate_zero(inference: str, posterior: str, iaf_form: str, std: str):
-    model = tiny(inference=inference, posterior=posterior, iaf_form=iaf_form, std=std, relative_posterior=True)
+    is_relative = inference == "bidirectional"
+    model = tiny(inference=inference, posterior=posterior, iaf_form=iaf_form, std=std, relative_posterior=is_relative)
     x, _ = images(model, 5)
     assert (model(x, noise=noise(5)).layer_kl_nats.abs() > 1e-3).all()
-    for up in model.bottom_up:
-        silence(up.first, slice(0, 4))
-    for down in model.top_down:
-        if inference == "bidirectional":
+    for up, down in zip(reversed(model.bottom_up), model.top_down, strict=True):
+        if is_relative:
+            silence(up.first, slice(0, 4))
             silence(down.first, slice(4, 8))
-        for step in down.flow.steps if down.flow is not None else ():
-            silence(step.conditioner.output, slice(None))
+        else:  # it does not know the prior, which is to be the same for all latents above
+            silence(up.first, slice(0, 4), bias=None)
+            silence(down.first, slice(0, 4), bias=None)
+            with torch.no_grad():
+                up.first.bias[:4] = down.first.bias[:4]
+    silence_flows(model)
     for bound in (model(x, noise=noise(5)), model.bound(x, model.encode(x), None, noise(5))):
         for kl in bound.kl_nats:
-            assert kl.abs().max() <= (0 if std == "exponential" else 1e-12)
+            assert kl.abs().max() < 1e-12
     prior_std = generated(model, torch.randn(200, sum(latent_sizes(model)), dtype=torch.float64)).std(dim=0)
     assert (prior_std - 1).abs().max() > 0.1  # the prior is not the standard Gaussian
 
 
-def test_a_flow_that_only_scales_gives_back_what_the_base_has_too_much():
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_a_flow_that_only_scales_gives_back_what_the_base_has_too_much(inference: str):
     """Of a standard Gaussian prior, with the gate of every step at its bias and a base so much wider."""
-    model = tiny(iaf_form="gated", iaf_steps=2)
+    model = tiny(iaf_form="gated", iaf_steps=2, inference=inference)
     x, _ = images(model, 5)
-    gate = model.top_down[0].flow.steps[0].forget_bias
-    for up in model.bottom_up:
+    gate = next(module for module in model.modules() if isinstance(module, IAF)).steps[0].forget_bias
+    for up, down in zip(model.bottom_up, model.top_down, strict=True):
         silence(up.first, slice(0, 2))
         silence(up.first, slice(2, 4), bias=-2 * math.log(1 / (1 + math.exp(-gate))))
-    for down in model.top_down:
-        silence(down.first, slice(0, 8))
-        for step in down.flow.steps:
-            silence(step.conditioner.output, slice(None))
+        silence(down.first, slice(0, 8 if inference == "bidirectional" else 4))
+    silence_flows(model)
     assert model(x, noise=noise(5)).layer_kl_nats.abs().max() < 1e-12
 
 
 def constants(model: ResNetVAE) -> None:
     """Make prior and posterior of each layer, and the flow's context, the same everywhere; the decoder is not."""
     for up in model.bottom_up:
-        silence(up.first, slice(0, up.code), bias=None)
+        silence(up.first, slice(0, up.parts[0]), bias=None)
     for down in model.top_down:
         silence(down.first, slice(0, sum(down.parts[:2])), bias=None)
 
 
-def test_the_rate_of_constant_gaussians_is_the_sum_of_their_divergences():
-    model, n = tiny(posterior="diagonal"), 4000
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_the_rate_of_constant_gaussians_is_the_sum_of_their_divergences(inference: str):
+    model, n = tiny(posterior="diagonal", inference=inference), 4000
     x, _ = images(model, 2)
     constants(model)
     expected = []
     for up, down in zip(reversed(model.bottom_up), model.top_down, strict=True):
-        mean_p, log_std_p, mean_q, log_std_q = down.first.bias[:8].detach().view(4, 2)
-        mean_q, log_std_q = mean_q + up.first.bias[:2].detach(), log_std_q + up.first.bias[2:4].detach()
+        mean_p, log_std_p = down.first.bias[:4].detach().view(2, 2)
+        mean_q, log_std_q = up.first.bias[:4].detach().view(2, 2)
+        if inference == "bidirectional":
+            mean_q, log_std_q = mean_q + down.first.bias[4:6].detach(), log_std_q + down.first.bias[6:8].detach()
         each = kl_divergence(Normal(mean_q, log_std_q.exp()), Normal(mean_p, log_std_p.exp()))
         expected.append(each * math.prod(down.size))
-    for kl, wanted in zip(model(x, noise=noise(2)).kl_nats, expected, strict=True):
-        torch.testing.assert_close(kl, wanted.expand(2, 2), rtol=1e-12, atol=1e-12)
+    if inference == "bidirectional":  # bottom-up has no closed form
+        for kl, wanted in zip(model(x, noise=noise(2)).kl_nats, expected, strict=True):
+            torch.testing.assert_close(kl, wanted.expand(2, 2), rtol=1e-12, atol=1e-12)
     rows, code = x.repeat(n, 1, 1, 1), tuple(part.repeat(n, 1, 1, 1) for part in model.encode(x))
     with torch.no_grad():
         sampled = model.bound(rows, code, None, noise(2 * n))
@@ -319,8 +347,8 @@ def gaussian(draw: Callable[[Tensor], Tensor], dims: int) -> MultivariateNormal:
     return MultivariateNormal(mean, loadings @ loadings.T)
 
 
-def marginal(gaussian: MultivariateNormal, dims: int) -> MultivariateNormal:
-    return MultivariateNormal(gaussian.mean[:dims], gaussian.covariance_matrix[:dims, :dims])
+def marginal(gaussian: MultivariateNormal, dims: slice) -> MultivariateNormal:
+    return MultivariateNormal(gaussian.mean[dims], gaussian.covariance_matrix[dims, dims])
 
 
 class LinearHierarchy:
@@ -342,12 +370,12 @@ class LinearHierarchy:
             silence(up.first, slice(2, 4), bias=None)
         for down in self.model.top_down:
             silence(down.first, slice(2, 4), bias=None)
-            if down.infers:
+            if self.model.inference == "bidirectional":
                 silence(down.first, slice(6, 8), bias=None)
         with torch.no_grad():  # or the pixels would hardly depend on the latents
             self.model.output.g *= 10
-        self.sizes = latent_sizes(self.model)
-        dims = sum(self.sizes)
+        sizes = latent_sizes(self.model)
+        dims, self.upper, self.lower = sum(sizes), slice(0, sizes[0]), slice(sizes[0], None)
         self.prior = gaussian(lambda eps: generated(self.model, eps), dims)
         self.offset, self.loadings = affine(lambda z: self.model.decode(z).mean.flatten(1), dims)
         covariance = self.loadings @ self.prior.covariance_matrix @ self.loadings.T
@@ -357,22 +385,56 @@ class LinearHierarchy:
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """Of all latents, given one image."""
         code = self.model.encode(x[None])
-        return gaussian(lambda eps: inferred(self.model, code, eps), sum(self.sizes))
+        return gaussian(lambda eps: inferred(self.model, code, eps)[0], len(self.prior.mean))
 
     def bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """In closed form, of one image: the distortion, and the rates of both layers (chain rule of divergences)."""
-        q, top = self.posterior(x), self.sizes[0]
-        rate = kl_divergence(q, self.prior)
-        rate_of_top = kl_divergence(marginal(q, top), marginal(self.prior, top))
+        """In closed form, of one image: the distortion, and the rates of both layers (chain rule of divergences).
+
+        What is inferred upwards is not factored as the prior is: of KL(q(z) || p(z)), the mutual information that both
+        layers have in the posterior counts for the upper one, though the lower one's prior explains it.
+        """
+        q = self.posterior(x)
+        q_upper, q_lower = marginal(q, self.upper), marginal(q, self.lower)
+        rate, rate_of_upper = kl_divergence(q, self.prior), kl_divergence(q_upper, marginal(self.prior, self.upper))
+        if self.model.inference == "bottom-up":
+            rate_of_upper = rate_of_upper + q_upper.entropy() + q_lower.entropy() - q.entropy()
         error = (x.flatten() - self.offset - self.loadings @ q.mean).square().sum()
         spread = (self.loadings @ q.covariance_matrix @ self.loadings.T).trace()
         distortion = (error + spread) / (2 * PIXEL_STD**2) + x.numel() * math.log(math.sqrt(2 * math.pi) * PIXEL_STD)
-        return distortion, torch.stack([rate_of_top, rate - rate_of_top])
+        return distortion, torch.stack([rate_of_upper, rate - rate_of_upper])
+
+    def rates_at(self, x: Tensor, z: Tensor) -> Tensor:
+        """Both layers' log q - log p at latents `(B, Z)` of one image, `(B, 2)`, each factored in its own order."""
+        q, z_upper, z_lower = self.posterior(x), z[:, self.upper], z[:, self.lower]
+        log_p_upper = marginal(self.prior, self.upper).log_prob(z_upper)
+        log_p_lower = self.prior.log_prob(z) - log_p_upper  # given the upper
+        if self.model.inference == "bidirectional":
+            log_q_upper = marginal(q, self.upper).log_prob(z_upper)
+            log_q_lower = q.log_prob(z) - log_q_upper
+        else:
+            log_q_lower = marginal(q, self.lower).log_prob(z_lower)
+            log_q_upper = q.log_prob(z) - log_q_lower
+        return torch.stack([log_q_upper - log_p_upper, log_q_lower - log_p_lower], dim=1)
 
 
-@pytest.mark.parametrize("relative_posterior", [False, True])
+WAYS = [("bidirectional", False), ("bidirectional", True), ("bottom-up", False)]  # and whether relative
+
+
 @pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("inference", INFERENCES)
+@pytest.mark.parametrize(("inference", "relative_posterior"), WAYS)
+def test_the_sampled_rates_of_a_linear_gaussian_hierarchy_are_ratios_of_its_densities(
+    inference: str, posterior: str, relative_posterior: bool, monkeypatch: pytest.MonkeyPatch
+):
+    linear = LinearHierarchy(
+        monkeypatch, inference=inference, posterior=posterior, relative_posterior=relative_posterior
+    )
+    for image in images(linear.model, 2)[0]:
+        z, rates = inferred(linear.model, linear.model.encode(image[None]), torch.randn(20, 10, dtype=torch.float64))
+        torch.testing.assert_close(rates, linear.rates_at(image, z), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize(("inference", "relative_posterior"), WAYS)
 def test_the_elbo_of_a_linear_gaussian_hierarchy_is_its_closed_form(
     inference: str, posterior: str, relative_posterior: bool, monkeypatch: pytest.MonkeyPatch
 ):
@@ -386,11 +448,11 @@ def test_the_elbo_of_a_linear_gaussian_hierarchy_is_its_closed_form(
     elbo = -distortion - rates.sum(dim=1)
     assert (rates > 0.05).all()
     covariance = linear.posterior(x[0]).covariance_matrix
-    within_lower = (covariance - covariance.diag().diag())[2:, 2:].abs().max()
-    if posterior == "iaf":
-        assert within_lower > 0.01  # the covariance is full
-    elif inference == "bottom-up" and not relative_posterior:
-        assert within_lower < 1e-12
+    assert covariance[linear.upper, linear.lower].abs().max() > 0.01  # the layers know of each other
+    # What is drawn first has a diagonal covariance unless there is a flow.
+    first = linear.upper if inference == "bidirectional" else linear.lower
+    within = covariance[first, first]
+    assert ((within - within.diag().diag()).abs().max() > 0.01) == (posterior == "iaf")
     assert (elbo < linear.evidence.log_prob(x.flatten(1).double())).all()
     rows, code = x.repeat(n, 1, 1, 1), tuple(part.repeat(n, 1, 1, 1) for part in model.encode(x))
     for seed, sampled_rate in enumerate((False, True)):
@@ -458,8 +520,10 @@ def test_the_importance_weighted_bound_averages_exactly_k_draws_whatever_the_chu
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_the_bound_of_an_image_does_not_depend_on_its_batch(posterior: str):
-    model, index = tiny(posterior=posterior, num_classes=3, levels=256), torch.randperm(1000)[:9]
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_the_bound_of_an_image_does_not_depend_on_its_batch(inference: str, posterior: str):
+    model = tiny(inference=inference, posterior=posterior, num_classes=3, levels=256)
+    index = torch.randperm(1000)[:9]
     x, y = images(model, 9)
     assert y is not None
     whole = model(x, y, Noise(3, index, 5))
@@ -487,11 +551,12 @@ def test_the_importance_weighted_bound_rises_with_k():
 def test_probabilities_of_all_images_sum_to_one_and_samples_follow_them(posterior: str, inference: str):
     """Bound and samples are those of one model, whose ELUs leave no closed form."""
     small = {"height": 2, "width": 2, "layers": "2x1, 1x1", "residual_scale": 1.0}
-    model, k, n = tiny(**small, posterior=posterior, inference=inference, relative_posterior=True), 2000, 20_000
+    small |= {"posterior": posterior, "inference": inference, "relative_posterior": inference == "bidirectional"}
+    model, k, n = tiny(**small), 2000, 20_000
     x = torch.tensor(list(itertools.product([0, 1], repeat=4)), dtype=torch.uint8).view(16, 1, 2, 2)
     with torch.no_grad():
         near(model, 0.2)
-        model.output.g *= 4
+        model.output.g *= 6
         code = [part.repeat(k, 1, 1, 1) for part in model.encode(x)]
         bound = model.bound(x.repeat(k, 1, 1, 1), tuple(code), None, noise(16).repeat(range(k)))
     weights = bound.elbo_nats.exp().view(k, 16)
@@ -514,6 +579,8 @@ def test_the_scale_of_discretized_logistics_is_one_for_all_or_one_for_each_chann
     assert isinstance(pixels, DiscretizedLogistic)
     assert model.log_scale is not None
     assert model.log_scale.shape == ((3, 1, 1) if per_channel else (1, 1, 1))
+    std = model.log_scale.exp() * math.pi / math.sqrt(3)  # of a logistic distribution
+    torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0, atol=0.01)
     before = pixels.log_prob(x)
     with torch.no_grad():
         model.log_scale[-1] += 0.5
@@ -581,32 +648,49 @@ def test_sampling_is_repeatable():
     assert not torch.equal(one, other)
     cold = [model.sample(6, y, (0.9, 0.5, 0.0), seeded()) for _ in range(2)]
     assert torch.equal(*cold)
-    with pytest.raises(ValueError, match=r"temperature=\(1.0, 0.5\): wanted one, or one for each of 3 layers"):
-        model.sample(6, y, (1.0, 0.5))
+
+
+@pytest.mark.parametrize("temperature", [(1.0, 0.5), (), -0.5, math.nan, (1.0, -1.0, 1.0), (1.0, 1.0, math.nan)])
+def test_temperatures_that_scale_no_deviation_are_refused(temperature: Any):
+    model = tiny()
+    for draw in (model.sample, model.prior):
+        with pytest.raises(ValueError, match=r"wanted one, or one for each of 3 layers, none negative") as refused:
+            draw(6, None, temperature)
+        assert f"temperature={temperature}:" in str(refused.value)
+
+
+@pytest.mark.parametrize("temperature", [1.0, (0.9, 0.5, 0.3)])
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_samples_are_pixels_of_latents_from_the_prior_in_one_pass(num_classes: int | None, temperature: Any):
+    model, generator = tiny(num_classes=num_classes, levels=256), seeded()
+    _, y = images(model, 6)
+    of_pixels = temperature if isinstance(temperature, float) else temperature[-1]
+    expected = model.decode(model.prior(6, y, temperature, generator), y).sample(generator, of_pixels)
+    passes: list[int] = []
+    for i, layer in enumerate(model.top_down):
+        layer.first.register_forward_hook(lambda *_, i=i: passes.append(i))
+    assert torch.equal(model.sample(6, y, temperature, seeded()), expected)
+    assert passes == [0, 1, 2]
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_the_posterior_depends_on_the_latents_above_only_in_bidirectional_inference(inference: str, posterior: str):
+def test_latents_depend_on_the_noise_of_those_above_or_in_bottom_up_inference_of_those_below(
+    inference: str, posterior: str
+):
     model = tiny(inference=inference, posterior=posterior)
     code = tuple(part.detach() for part in model.encode(images(model, 1)[0]))
     dims, ends = sum(latent_sizes(model)), list(itertools.accumulate(latent_sizes(model)))
-    by_noise = jacobian(lambda eps: inferred(model, code, eps), torch.randn(1, dims, dtype=torch.float64))
-    for start, end in itertools.pairwise([0, *ends]):
-        assert not by_noise[start:end, end:].any()  # of what is drawn later
-        assert (by_noise[start:end, start:end].diagonal() != 0).all()
-        if start:
-            assert by_noise[start:end, :start].any() == (inference == "bidirectional")
+    by_noise = jacobian(lambda eps: inferred(model, code, eps)[0], torch.randn(1, dims, dtype=torch.float64))
+    layers = [slice(*ends) for ends in itertools.pairwise([0, *ends])]
+    for (i, own), (j, other) in itertools.product(enumerate(layers), repeat=2):
+        if i == j:
+            assert (by_noise[own, own].diagonal() != 0).all()
+        else:
+            is_drawn_before = j < i if inference == "bidirectional" else j > i
+            assert by_noise[own, other].any(dim=1).all() == by_noise[own, other].any() == is_drawn_before
     by_noise = jacobian(lambda eps: generated(model, eps), torch.randn(1, dims, dtype=torch.float64))
-    assert by_noise[ends[0] :, : ends[0]].any(dim=1).all()  # the prior depends on them in any case
-
-
-def test_a_relative_posterior_follows_its_prior_even_in_bottom_up_inference():
-    model = tiny(inference="bottom-up", posterior="diagonal", relative_posterior=True)
-    code = tuple(part.detach() for part in model.encode(images(model, 1)[0]))
-    top = latent_sizes(model)[0]
-    eps = torch.randn(1, sum(latent_sizes(model)), dtype=torch.float64)
-    assert jacobian(lambda eps: inferred(model, code, eps), eps)[top:, :top].any()
+    assert by_noise[ends[0] :, : ends[0]].any(dim=1).all()  # the prior depends on those above in any case
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
@@ -623,6 +707,33 @@ def test_the_representation_is_the_posterior_without_noise(posterior: str):
         assert not torch.allclose(z, prior.mean, atol=0.01)
         h = layer.infer(h, part, torch.zeros_like(z), sampled_rate=False)[0]
     assert model.decode(model.represent(x, y), y).mode.shape == x.shape
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_the_representation_of_bottom_up_inference_is_the_posterior_without_noise(posterior: str):
+    model = tiny(inference="bottom-up", posterior=posterior, num_classes=3)
+    x, y = images(model, 4)
+    (h,) = model.encode(x, y)
+    for layer, z in zip(model.bottom_up, reversed(model.split(model.represent(x, y))), strict=True):
+        _, code, _ = layer._read(h)
+        base = z if layer.flow is None else layer.flow.inverse(z, code[:, 4:])
+        torch.testing.assert_close(base, code[:, :2], rtol=0, atol=1e-8)
+        h = layer.draw(h, torch.zeros_like(z))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_softplus_deviation_is_finite_and_has_a_gradient_everywhere(dtype: torch.dtype):
+    values = [-200.0, -50.0, -20.001, -20.0, -19.999, -3.0, 0.0, 4.0, 60.0]
+    x, exact = (torch.tensor(values, dtype=each, requires_grad=True) for each in (dtype, torch.float64))
+    parameters = torch.stack([torch.zeros_like(x), x])[None, :, :, None]
+    log_std = StochasticLayer(1, None, "softplus").gaussian(parameters).log_std.flatten()
+    expected = (exact.exp2().log1p() / math.log(2)).log()
+    torch.testing.assert_close(log_std, expected.to(dtype), rtol=1e-6, atol=1e-6)
+    (gradient,), (slope,) = (torch.autograd.grad(y.sum(), at) for y, at in ((log_std, x), (expected, exact)))
+    torch.testing.assert_close(gradient, slope.to(dtype), rtol=1e-5, atol=0)
+    assert log_std[0].item() == pytest.approx(-200 * math.log(2) - math.log(math.log(2)), rel=1e-6)
+    assert gradient[0].item() == pytest.approx(math.log(2), rel=1e-6)
+    assert log_std[6].item() == pytest.approx(0, abs=1e-6)
 
 
 # Initialization, memory, precision and copies
@@ -659,8 +770,9 @@ def test_after_init_every_layer_has_its_mean_and_deviation(inference: str, poste
 
 
 @pytest.mark.parametrize("layers", ["2x2", "2x1, 1x1"])
-def test_init_sets_no_large_length_where_the_top_is_small(layers: str):
-    model = ResNetVAE(**(TINY | {"layers": layers}))
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_init_sets_no_large_length_where_the_top_is_small(inference: str, layers: str):
+    model = ResNetVAE(**(TINY | {"layers": layers, "inference": inference}))
     x, _ = images(model, 20)
     data_dependent_init(model, x, None, noise(20))
     for name, layer in model.named_modules():
@@ -686,8 +798,10 @@ def gradients(model: ResNetVAE, x: Tensor, y: Tensor | None) -> tuple[Bound, lis
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_computing_activations_again_changes_no_gradient(posterior: str):
-    model, same = (tiny(posterior=posterior, num_classes=3, recompute=recompute) for recompute in (False, True))
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_computing_activations_again_changes_no_gradient(inference: str, posterior: str):
+    choices = {"inference": inference, "posterior": posterior, "num_classes": 3}
+    model, same = (tiny(**choices, recompute=recompute) for recompute in (False, True))
     same.load_state_dict(model.state_dict())
     x, y = images(model, 6)
     (bound, plain, kept), (again, recomputed, kept_again) = (gradients(each, x, y) for each in (model, same))
@@ -701,13 +815,21 @@ def test_computing_activations_again_changes_no_gradient(posterior: str):
 
 @pytest.mark.parametrize("changes", LIKELIHOODS)
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_autocast_gives_nearly_the_same_bound_in_single_precision(posterior: str, changes: dict[str, Any]):
-    model = ResNetVAE(**(TINY | changes), posterior=posterior)
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_autocast_gives_nearly_the_same_bound_in_single_precision(
+    inference: Any, posterior: Any, changes: dict[str, Any]
+):
+    """And adds up the residual branches in it."""
+    model = ResNetVAE(**(TINY | changes), inference=inference, posterior=posterior)
     x, _ = images(model, 16)
     data_dependent_init(model, x, None, noise(16))
     single = model(x, noise=noise(16))
+    streams = set()
+    for layer in (*(layer.first for layer in (*model.bottom_up, *model.top_down)), model.output):
+        layer.register_forward_pre_hook(lambda _, args: streams.add(args[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = model(x, noise=noise(16))
+    assert streams == {torch.float32}
     assert {tensor.dtype for tensor in (mixed.distortion_nats, *mixed.kl_nats)} == {torch.float32}
     torch.testing.assert_close(mixed.elbo_nats, single.elbo_nats, rtol=0.02, atol=0)
     (-mixed.elbo_nats.mean()).backward()
@@ -755,7 +877,13 @@ def test_a_released_model_is_the_same_to_the_bit_and_a_folded_one_nearly(tmp_pat
     assert torch.equal(folded.sample(4, y[:4], generator=seeded()), model.sample(4, y[:4], generator=seeded()))
 
 
-# Wrong arguments
+# Arguments
+
+
+def test_feature_maps_may_be_one_number_for_all():
+    one, also_one, each = (ResNetVAE(**(TINY | {"feature_maps": maps})) for maps in (4, (4,), [4, 4]))
+    assert one.resolutions == also_one.resolutions == each.resolutions
+    assert [resolution.maps for resolution in one.resolutions] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -770,9 +898,14 @@ def test_layers_that_name_no_hierarchy_are_refused(layers: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"feature_maps": ()}, r"feature_maps=\[\]: wanted one number, or one for each of 2 heights"),
-        ({"feature_maps": (4, 4, 4)}, r"feature_maps=\[4, 4, 4\]: wanted one number, or one for each of 2 heights"),
-        ({"feature_maps": (4, 0)}, r"feature_maps=\[4, 0\]"),
+        ({"feature_maps": ()}, r"feature_maps=\(\): wanted one number, or one for each of 2 heights"),
+        ({"feature_maps": [4, 4, 4]}, r"feature_maps=\[4, 4, 4\]: wanted one number, or one for each of 2 heights"),
+        ({"feature_maps": (4, 0)}, r"feature_maps=\(4, 0\)"),
+        ({"feature_maps": 0}, "feature_maps=0: wanted one number"),
+        ({"residual_scale": 0.0}, r"residual_scale=0\.0: wanted a positive number, or None"),
+        ({"residual_scale": -0.1}, r"residual_scale=-0\.1: wanted a positive number"),
+        ({"residual_scale": math.nan}, "residual_scale=nan: wanted a positive number"),
+        ({"inference": "bottom-up", "relative_posterior": True}, "relative_posterior is for bidirectional inference"),
         ({"inference": "top-down"}, "inference='top-down': wanted one of bidirectional, bottom-up"),
         ({"posterior": "gaussian"}, "posterior='gaussian': wanted one of diagonal, iaf"),
         ({"iaf_form": "affine"}, "iaf_form='affine': wanted one of gated"),
@@ -789,7 +922,8 @@ def test_layers_that_name_no_hierarchy_are_refused(layers: str):
         ({"iaf_steps": 0}, "iaf_steps=0: wanted at least 1"),
         ({"iaf_layers": -1}, "iaf_layers=-1: wanted at least 0"),
         ({"num_classes": 0}, "num_classes=0: wanted at least 1, or None"),
-        ({"feature_maps": (2,), "latent_channels": 3}, r"feature_maps=\[2\]: wanted at least latent_channels=3"),
+        ({"feature_maps": (2,), "latent_channels": 3}, r"feature_maps=\(2,\): wanted at least latent_channels=3"),
+        ({"feature_maps": 2, "latent_channels": 3}, "feature_maps=2: wanted at least latent_channels=3"),
     ],
 )
 def test_arguments_that_make_no_model_are_refused(changes: dict[str, Any], message: str):
