@@ -24,9 +24,8 @@ from wngen.noise import Noise
 
 StdForm = Literal["exponential", "softplus"]
 
-FIRST_LOG_SCALE = (
-    -1.3
-)  # of discretized logistics, where training begins: the pixels' own deviation, about 0.5 of [-1, 1]
+# Of discretized logistics, where training begins: the pixels' own deviation, about 0.5 of [-1, 1].
+FIRST_LOG_SCALE = -1.3
 
 
 class Resolution(NamedTuple):
@@ -226,9 +225,10 @@ class TopDownLayer(StochasticLayer):
 class ResNetVAE(LatentVariableModel):
     """A ladder of stochastic layers in a residual network, with a convolutional IAF posterior by choice.
 
-    A deterministic pass from the image upwards leaves a code for each stochastic layer. The pass downwards draws
-    each layer's latent maps, from the prior or, where an image is given, from the posterior, and with every draw
-    changes the features that the layers below depend on.
+    In bidirectional inference a deterministic pass from the image upwards leaves a code for each stochastic layer. The
+    pass downwards draws each layer's latent maps, from the prior or, where an image is given, from the posterior, and
+    with every draw changes the features that the layers below depend on. In bottom-up inference the posterior's draws
+    are made on the way up, and the pass downwards takes them as they are.
 
     The defaults are those that the paper's code recommends for its Theano version, 3.28 bits/dim on CIFAR-10.
 
@@ -316,7 +316,7 @@ class ResNetVAE(LatentVariableModel):
         scales = torch.full((channels if scale_per_channel else 1, 1, 1), FIRST_LOG_SCALE)
         self.log_scale = nn.Parameter(scales) if self.likelihood.name == "discretized_logistic" else None
         self.resolutions = parse_layers(layers, spec, feature_maps)
-        if residual_scale is not None and not residual_scale > 0:
+        if residual_scale is not None and not 0 < residual_scale < math.inf:
             raise ValueError(
                 f"residual_scale={residual_scale}: wanted a positive number, or None for 1 / sqrt(number of layers)"
             )
