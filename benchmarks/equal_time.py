@@ -349,7 +349,7 @@ def draw(results: list[dict[str, Any]], candidates: dict[str, Candidate], path: 
         ylabel=f"validation {bound(results)} (nats per image)",
     )
     panels[1].set(xlabel="epochs")
-    panels[0].legend(frameon=False, loc="lower right")
+    panels[1].legend(frameon=False, loc="lower right")
     for panel in panels:
         panel.grid(color="#e5e7eb", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
