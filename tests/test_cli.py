@@ -116,7 +116,7 @@ def test_every_config_takes_one_step(name, tmp_path, request):
     chosen = yaml.safe_load(packaged_configs()[name].read_text())["data"]
     if chosen["class_path"] != "BinarizedMNIST" or chosen.get("init_args", {}).get("binarization") == "dynamic":
         data_root = request.getfixturevalue("data_root")
-    if name.endswith("cifar10"):  # the real images, in another file format
+    if chosen["class_path"] == "CIFAR10":  # the real images, in another file format
         data = ["--data=ArrayFile", "--data.levels=256", f"--data.path={data_root / 'cifar10' / 'train.npy'}", *data]
     quick = [
         "--trainer.fast_dev_run=1",
