@@ -16,8 +16,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wngen.arguments import nearest, summary
 from wngen.cli.fitting import fit
+from wngen.cli.likelihoods import evaluate
 from wngen.cli.listing import configs, models, published
-from wngen.cli.trained import complete, evaluate, interpolate, reconstruct, sample
+from wngen.cli.pictures import complete, interpolate, reconstruct, sample
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     command.__name__: command

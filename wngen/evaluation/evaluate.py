@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +63,44 @@ class Evaluation:
     def elbo_nats(self) -> NDArray[np.float64]:
         """`(N,)`, the evidence lower bound: -(distortion + rate); for an exact model the log-likelihood."""
         return -(self.distortion_nats + self.rate_nats)
+
+    @property
+    def best_nats(self) -> NDArray[np.float64]:
+        """`(N,)`, the exact log-likelihood, or else the tightest bound that was computed."""
+        return self.elbo_nats if self.log_likelihood_nats is None else self.log_likelihood_nats
+
+    def write(self, path: Path | str) -> None:
+        """Keep it as an `.npz`: the tables under their names, and the rest as JSON under `about`.
+
+        Written beside its target first, so that no half of it is ever there.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        tables = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        about = {name: value for name, value in values.items() if name not in tables}
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, about=np.array(json.dumps(about)), **tables)
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Evaluation:
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: no such file, or it is another one, or damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                content = {name: file[name] for name in file.files}
+            about = json.loads(str(content.pop("about")))
+            optional = {"log_likelihood_nats": None, "importance_samples": None}
+            return cls(**{**optional, **about, **content})
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path} does not hold figures of images, as `wngen evaluate` writes: {error!r}"
+            ) from error
 
 
 @torch.no_grad()

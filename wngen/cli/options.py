@@ -1,0 +1,68 @@
+"""What the commands on a trained model take: the model, and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from wngen.arguments import Arguments, build, summary, value_of
+from wngen.checkpoint import load, read_metadata
+from wngen.cli.subject import Subject
+from wngen.data import ImageDataModule
+from wngen.model import LikelihoodModel
+
+
+def model_parser(command: Callable[[list[str]], None]) -> Arguments:
+    """A parser of what every command on a trained model takes."""
+    parser = Arguments(prog=f"wngen {command.__name__}", description=summary(command))
+    parser.add_argument("checkpoint", type=str, help="A run folder, a .ckpt, a release folder, or a hub id.")
+    parser.add_argument("--weights", type=Literal["ema", "raw"], default="ema", help="Averaged or raw, of a .ckpt.")
+    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda:1.")
+    return parser
+
+
+def add_data(parser: Arguments) -> None:
+    """Add what a command on a model and images takes; see `parse`."""
+    parser.add_config()
+    parser.add_subclass_arguments(
+        ImageDataModule, "data", required=False, help="By default what the model was trained on."
+    )
+    parser.add_argument("--split", type=Literal["train", "val", "test"], default="test", help="Of the data.")
+
+
+def loaded(options: Any) -> LikelihoodModel:
+    """The model that the options of `model_parser` name, where they want it."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    return load(options.checkpoint, options.weights, device)
+
+
+def parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, Subject]:
+    """The options, and the model with its data."""
+    options, training = parse(parser, argv)
+    return options, subject_of(parser, options, training)
+
+
+def parse(parser: Arguments, argv: list[str]) -> tuple[Any, Mapping[str, Any] | None]:
+    """The options, with the data that the model was trained on where they name no other, and how it was trained."""
+    argv = parser.prepared(argv)
+    # The first word that is neither an option nor, as each of them takes one, an option's value.
+    before = ["", *argv]
+    values = {i for i, word in enumerate(argv) if before[i].startswith("-") and "=" not in before[i]}
+    where = next((word for i, word in enumerate(argv) if i not in values and not word.startswith("-")), None)
+    training = None
+    if where is not None and not {"-h", "--help"} & set(argv):
+        metadata = read_metadata(where)
+        stored, training = metadata.data, metadata.training
+        if stored is not None and value_of("--data", argv) in (None, stored["data"]) and not value_of("--config", argv):
+            arguments = {name: value for name, value in stored.items() if name != "data"}
+            parser.set_defaults({"data": {"class_path": f"wngen.data.{stored['data']}", "init_args": arguments}})
+    return parser.parse_args(argv), training
+
+
+def subject_of(parser: Arguments, options: Any, training: Mapping[str, Any] | None) -> Subject:
+    """The model together with its data."""
+    if options.data is None:
+        parser.error(f"{options.checkpoint} does not say what it was trained on: name the data by --data")
+    return Subject(loaded(options), build(options.data), training, options.weights)
