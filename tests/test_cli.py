@@ -20,7 +20,6 @@ from wngen.checkpoint import save_release
 from wngen.cli import main
 from wngen.models import ConvVAE
 from wngen.nn import fold
-from wngen.training import ImageGrids
 
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "conv-vae-iaf-mnist"
 MINIATURE = [
@@ -377,27 +376,6 @@ def test_resuming_with_another_model_is_refused_and_costs_nothing(run, capsys):
     assert main(["fit", "--resume", str(run), "--model.latent_dim=8"]) == 1
     assert "model.latent_dim=4" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
-
-
-class Interrupt(ImageGrids):
-    """Ctrl-C in the middle of the second epoch."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
-        if trainer.global_step == 6:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_goes_on_from_its_last_epoch_to_the_same_weights(tmp_path, capsys, monkeypatch):
-    constant = ["--training.decay=constant", "--trainer.max_epochs=2", *MINIATURE]
-    monkeypatch.setattr("wngen.cli.fitting.ImageGrids", Interrupt)
-    assert main(["fit", "--run", str(tmp_path / "halves"), *constant]) == 1
-    assert f"--resume {tmp_path / 'halves'}" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert main(["fit", "--resume", str(tmp_path / "halves")]) == 0
-    assert main(["fit", "--run", str(tmp_path / "whole"), *constant]) == 0
-    resumed, whole = (load(tmp_path / name / "last.ckpt") for name in ("halves", "whole"))
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_callbacks_from_a_configuration_and_no_logger(tmp_path):

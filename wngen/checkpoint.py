@@ -27,6 +27,7 @@ from wngen.model import LikelihoodModel
 
 CONFIG, WEIGHTS, REPORT, CARD = "config.json", "model.safetensors", "report.json", "README.md"
 PREFIX = "model."  # of the model's own entries in a training checkpoint
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last-previous.ckpt"  # of a run, the one before `last.ckpt` too
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Metadata:
         data: the same of the data module as `data`; None if there was none.
         training: the options of the training; None if none are stated.
         version: of the wngen that wrote the file; None if it does not say.
+        processes: how many trained it; None if it does not say.
     """
 
     model: dict[str, Any]
     data: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     version: str | None = None
+    processes: int | None = None
 
 
 def load(where: Path | str, weights: Weights = "ema", device: torch.device | str = "cpu") -> LikelihoodModel:
@@ -57,7 +60,8 @@ def load(where: Path | str, weights: Weights = "ema", device: torch.device | str
 
     Raises:
         ValueError: there is no such model; or its file is damaged, carries code, or does not fit the model that it
-            names. The message says what was seen and what was wanted, and nothing is loaded.
+            names. The message says what was seen and what was wanted, and nothing is loaded. Of a run with a damaged
+            file it names those that are whole.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights!r}: wanted 'ema' or 'raw'")
@@ -66,7 +70,7 @@ def load(where: Path | str, weights: Weights = "ema", device: torch.device | str
         if weights == "raw":
             raise ValueError(f"{where} is a release, which holds the averaged weights alone: leave weights='raw' out")
         return _build(_read_config(path), _read_weights(path), None, path).to(device)
-    content = _unpickle(path)
+    content = _content(path)
     state = {name.removeprefix(PREFIX): t for name, t in content["state_dict"].items() if name.startswith(PREFIX)}
     average = content.get("ema")
     if weights == "ema" and not (average and isinstance(average, dict)):
@@ -84,7 +88,29 @@ def read_metadata(where: Path | str) -> Metadata:
         ValueError: as from `load`.
     """
     path = _locate(where)
-    return _read_config(path) if path.is_dir() else _metadata_of(_unpickle(path), path)
+    return _read_config(path) if path.is_dir() else _metadata_of(_content(path), path)
+
+
+def newest_state(folder: Path | str) -> tuple[Path, Metadata, str | None]:
+    """What a run goes on from: its `last.ckpt`, or the one before where that is damaged or missing.
+
+    Returns:
+        The file; what it says of itself; and what is wrong with the newest, or None if it is the newest.
+
+    Raises:
+        ValueError: neither is whole; the message says what is wrong with each.
+    """
+    wrong: list[str] = []
+    for path in (Path(folder) / LAST, Path(folder) / PREVIOUS):
+        try:
+            content = _unpickle(path)
+        except FileNotFoundError:
+            wrong.append(f"{path} is missing")
+        except ValueError as error:
+            wrong.append(str(error))
+        else:
+            return path, _metadata_of(content, path), wrong[0] if wrong else None
+    raise ValueError("; ".join(wrong))
 
 
 def save_release(
@@ -137,7 +163,7 @@ def _locate(where: Path | str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        checkpoints = [path / name for name in ("best.ckpt", "last.ckpt") if (path / name).is_file()]
+        checkpoints = [path / name for name in (BEST, LAST) if (path / name).is_file()]
         releases = [folder for folder in (path, path / "release") if (folder / WEIGHTS).is_file()]
         if found := checkpoints + releases:
             return found[0]
@@ -159,6 +185,27 @@ def _locate(where: Path | str) -> Path:
         ) from error
 
 
+def _content(path: Path) -> dict[str, Any]:
+    """The content of a `.ckpt`, or an error that names the whole ones beside it."""
+    try:
+        return _unpickle(path)
+    except ValueError as error:
+        whole = [place for place in sorted(path.parent.glob("*.ckpt")) if place != path and _is_whole(place)]
+        if (path.parent / "release" / WEIGHTS).is_file():
+            whole.append(path.parent / "release")
+        if not whole:
+            raise
+        raise ValueError(f"{error}. Beside it are whole: {', '.join(map(str, whole))}; name one of them") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _unpickle(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _unpickle(path: Path) -> dict[str, Any]:
     """The content of a `.ckpt`, of which only tensors and plain containers are accepted."""
     if not zipfile.is_zipfile(path):
@@ -177,6 +224,10 @@ def _unpickle(path: Path) -> dict[str, Any]:
                 "containers are wanted. A file from wngen never does; do not trust where this one is from"
             )
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except UnicodeDecodeError as error:  # of the archive's own names
+        raise ValueError(f"{path} is damaged: {error}") from error
     except (OSError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint: {error}") from error
     if not isinstance(content, dict) or "wngen" not in content or not isinstance(content.get("state_dict"), dict):
@@ -188,7 +239,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
 def _metadata_of(content: Mapping[str, Any], path: Path) -> Metadata:
     about = content["wngen"]
     try:
-        return Metadata(dict(about["model"]), about.get("data"), about.get("training"), about.get("version"))
+        rest = (about.get(name) for name in ("data", "training", "version", "processes"))
+        return Metadata(dict(about["model"]), *rest)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} does not say which model it holds: {error!r}") from error
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import Namespace
 
 import wngen.models  # noqa: F401  # its classes are known by name once they are imported
 from wngen.arguments import Arguments, build, summary, value_of
+from wngen.checkpoint import LAST
 from wngen.cli.run import Run, fastest_precision
 from wngen.cli.subject import SPEC, check_fit
 from wngen.data import ImageDataModule
 from wngen.model import LikelihoodModel
-from wngen.training import ImageGrids, Training
+from wngen.training import Checkpoints, ImageGrids, Training
 
 OURS = {  # options of Lightning's trainer whose place is taken by ours
     "default_root_dir",
@@ -36,8 +38,10 @@ def fit(argv: list[str]) -> None:
     if resumed is not None:
         if value_of("--run", argv) is not None:
             parser.error("--run and --resume name one folder each, and there can be only one: leave --run out")
-        if not (Path(resumed) / "last.ckpt").is_file():
-            parser.error(f"--resume {resumed}: there is no last.ckpt in it; wanted the folder of an interrupted run")
+        missing = [name for name in ("config.yaml", LAST) if not (Path(resumed) / name).is_file()]
+        if "config.yaml" in missing:
+            absent = " and no ".join(missing)
+            parser.error(f"--resume {resumed}: there is no {absent} in it; wanted the folder of an interrupted run")
         argv = ["--config", str(Path(resumed) / "config.yaml"), *argv]
     argv = parser.prepared(argv, DEFAULT_CONFIG)
     options = parser.parse_args(argv)
@@ -49,13 +53,16 @@ def fit(argv: list[str]) -> None:
     model = build(options.model, **data.spec.as_dict())
     check_fit(model, data)
     training = Training(model, **options.training.as_dict())
-    run.check_resumable(training)
     options.trainer.precision = options.trainer.precision or fastest_precision(options.trainer.accelerator)
     data.prepare_data()
-    images = ImageGrids(**options.images.as_dict())
-    trainer = run.trainer(_instantiated(options.trainer), images, has_validation=data.size("val") > 0)
+    images, checkpoints = ImageGrids(**options.images.as_dict()), Checkpoints(**options.checkpoints.as_dict())
+    trainer = run.trainer(_instantiated(options.trainer), images, checkpoints, has_validation=data.size("val") > 0)
     options.run = options.resume = options.config = None
-    run.train(trainer, training, data, parser.dump(options))
+    configuration = parser.dump(options)
+    if resumed is not None:
+        before = yaml.safe_load((Path(resumed) / "config.yaml").read_text())
+        run.check_resumable(training, data, trainer, before["trainer"], yaml.safe_load(configuration)["trainer"])
+    run.train(trainer, training, data, checkpoints, configuration)
     if trainer.is_global_zero and not options.trainer.fast_dev_run:
         run.finish(data, options.importance_samples, trainer.strategy.root_device)
 
@@ -70,11 +77,12 @@ def _parser() -> Arguments:
     parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="What it is trained on.")
     parser.add_class_arguments(Training, "training", skip={"model"})
     parser.add_class_arguments(ImageGrids, "images")
+    parser.add_class_arguments(Checkpoints, "checkpoints")
     parser.add_class_arguments(pl.Trainer, "trainer", skip=OURS)
     parser.usage = (
         "wngen fit [--config NAME|PATH] [--run FOLDER] [--resume FOLDER] [--importance-samples K]\n"
         "                 [--model NAME] [--model.*] [--data NAME] [--data.*] [--training.*] [--images.*]\n"
-        "                 [--trainer.*]\n\n"
+        "                 [--checkpoints.*] [--trainer.*]\n\n"
         "`wngen fit --model.help NAME` and `--data.help NAME` list the options of a model and of a data set."
     )
     return parser

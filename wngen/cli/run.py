@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +14,17 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich import get_console
 
 from wngen.autoregressive import AutoregressiveModel
-from wngen.checkpoint import load, read_metadata, save_release
+from wngen.checkpoint import BEST, LAST, PREVIOUS, Metadata, load, newest_state, read_metadata, save_release
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.evaluation import active_units
 from wngen.evaluation.figures import draw_curves, draw_rates
 from wngen.latent import LatentVariableModel
 from wngen.sampling import completions, draw_samples, grid, ladder, reconstruct, save_png, upper_rows
-from wngen.training import AtomicCheckpointIO, ImageGrids, Training
+from wngen.training import AtomicCheckpointIO, Checkpoints, ImageGrids, Training, write_safely
+
+PLACES = {"root", "path"}  # of data, which may be moved
+OF_A_STEP = {"accumulate_grad_batches", "limit_train_batches", "overfit_batches"}  # of a trainer, or of an epoch
 
 
 class Run:
@@ -27,38 +32,83 @@ class Run:
 
     Args:
         folder: made when the training begins.
-        resumed: whether it goes on from the folder's `last.ckpt`.
+        resumed: whether it goes on from the folder's newest checkpoint, or begins anew where there is none yet.
+
+    Raises:
+        ValueError: it is to go on, but all checkpoints are damaged.
+
+    Attributes:
+        begun: the checkpoint that it goes on from; None if it begins.
     """
 
     def __init__(self, folder: Path, resumed: bool = False) -> None:
         self.folder, self.resumed = folder, resumed
-        self.last = folder / "last.ckpt"
+        self.begun: Path | None = None
+        self._held: Metadata | None = None
+        self._complaint: str | None = None
+        if resumed and any((folder / name).exists() for name in (LAST, PREVIOUS)):
+            try:
+                self.begun, self._held, self._complaint = newest_state(folder)
+            except ValueError as error:
+                best = f"; {folder / BEST} can still be evaluated" if (folder / BEST).is_file() else ""
+                raise ValueError(f"--resume {folder}: there is nothing to go on from: {error}{best}") from error
 
-    def check_resumable(self, training: Training) -> None:
-        """What was trained so far must be what is to be trained on: neither model nor training may have changed.
+    def check_resumable(
+        self,
+        training: Training,
+        data: ImageDataModule,
+        trainer: pl.Trainer,
+        before: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:
+        """What was trained so far must be what is to be trained on. What else has changed is said.
+
+        Args:
+            training: the model, and how it is to be trained.
+            data: what it is to be trained on.
+            trainer: with its processes.
+            before: the trainer's options that the run was begun with.
+            options: the same now.
 
         Raises:
-            ValueError: the run is resumed, and they have.
+            ValueError: model, data, training or precision have changed, or what a step or an epoch consists of.
         """
-        if not self.resumed:
+        if self._held is None:
             return
-        held = read_metadata(self.last)
-        for part, before, now in (
-            ("model", held.model, training.model.config),
-            ("training", held.training or {}, training.options),
-        ):
-            differing = [f"{part}.{name}={value}" for name, value in before.items() if now.get(name, value) != value]
-            if differing:
-                raise ValueError(
-                    f"--resume {self.folder}: it was begun with {', '.join(differing)} and can only go on so"
-                )
+        here = {**training.options, "precision": trainer.precision}
+        parts = (
+            ("model", self._held.model, training.model.config),
+            ("data", self._held.data or {}, data.config),
+            ("training", self._held.training or {}, here),
+            ("trainer", {name: before.get(name) for name in before.keys() | options.keys()}, options),
+            ("", {"processes": self._held.processes or trainer.world_size}, {"processes": trainer.world_size}),
+        )
+        changes = [
+            (part, name, f"{part}{'.' * bool(part)}{name}={value}", now.get(name))
+            for part, then, now in parts
+            for name, value in sorted(then.items())
+            if value != now.get(name, None if part == "trainer" else value)
+        ]
+        fixed = [
+            f"{seen} (not {now})"
+            for part, name, seen, now in changes
+            if name in OF_A_STEP or (part in ("model", "data", "training") and name not in PLACES)
+        ]
+        if fixed:
+            raise ValueError(f"--resume {self.folder}: it was begun with {', '.join(fixed)} and can only go on so")
+        for _, name, seen, now in changes:
+            if trainer.is_global_zero and name != "precision":  # that is said of the training
+                get_console().print(f"Begun with {seen}, goes on with {now}.", soft_wrap=True, markup=False)
 
-    def trainer(self, options: dict[str, Any], images: ImageGrids, has_validation: bool) -> pl.Trainer:
+    def trainer(
+        self, options: dict[str, Any], images: ImageGrids, checkpoints: Checkpoints, has_validation: bool
+    ) -> pl.Trainer:
         """Lightning's trainer, writing into the folder.
 
         Args:
             options: of `pl.Trainer`, all of them.
             images: the callback that draws pictures at each validation.
+            checkpoints: the callback that writes what the run goes on from.
             has_validation: whether there are images to validate on, and so a best checkpoint.
         """
         if options["logger"] in (None, True):
@@ -68,16 +118,20 @@ class Run:
             ]
         if options["accelerator"] == "auto" and not torch.cuda.is_available():
             options["accelerator"] = "cpu"  # Apple's GPUs lack the double precision that figures are summed in
-        folder: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False}
-        checkpoints = [ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **folder)]
-        if has_validation:
-            checkpoints.append(ModelCheckpoint(filename="best", monitor="val/elbo_nats", mode="max", **folder))
-        else:
+        best = ModelCheckpoint(
+            self.folder,
+            Path(BEST).stem,
+            monitor="val/elbo_nats",
+            mode="max",
+            save_on_train_epoch_end=False,  # so that `last.ckpt`, written at an epoch's end, knows of it
+            enable_version_counter=False,
+        )
+        if not has_validation:
             options["limit_val_batches"] = 0
         given = options["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=10)]
-        options["callbacks"] = [*given, images, *bar, *checkpoints]
+        options["callbacks"] = [*given, images, *bar, *[best] * has_validation, checkpoints]
         plugins = options["plugins"] or []
         options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         options["enable_model_summary"] = options["enable_model_summary"] or False
@@ -85,27 +139,51 @@ class Run:
         options["default_root_dir"] = str(self.folder)
         return pl.Trainer(**options)
 
-    def train(self, trainer: pl.Trainer, training: Training, data: ImageDataModule, configuration: str) -> None:
+    def train(
+        self,
+        trainer: pl.Trainer,
+        training: Training,
+        data: ImageDataModule,
+        checkpoints: Checkpoints,
+        configuration: str,
+    ) -> None:
         """Train, from the beginning or from where the run was interrupted, with `configuration` as `config.yaml`.
 
         Raises:
-            ValueError: interrupted by Ctrl-C; the message says how to go on.
+            SystemExit: interrupted by a signal, with the status that says by which.
+            OSError: something could not be written; the message says how to go on.
         """
         training.options["precision"] = trainer.precision  # into the checkpoints, and from there into reports
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / ".config.yaml.partial"
-            partial.write_text(configuration)
-            partial.replace(self.folder / "config.yaml")
-            parameters = sum(p.numel() for p in training.model.parameters())
-            name = type(training.model).__name__
-            get_console().print(f"{name}, {parameters:,} parameters, on {data.name}; writing to {self.folder}/")
-        begun = str(self.last) if self.resumed else None
+            if self._complaint and (self.folder / LAST).exists():
+                (self.folder / LAST).replace(self.folder / f"{LAST}.damaged")
+            write_safely(self.folder / "config.yaml", lambda file: file.write(configuration.encode()))
+            self._announce(training, data)
+        again = f"`wngen fit --resume {self.folder}`"
         try:
-            trainer.fit(training, datamodule=data, ckpt_path=begun, weights_only=True)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            how = f"; `wngen fit --resume {self.folder}` goes on from its last epoch" if self.last.is_file() else ""
-            raise ValueError(f"interrupted{how}") from None
+            trainer.fit(training, datamodule=data, ckpt_path=self.begun, weights_only=True)
+        except SystemExit as stop:
+            lightnings: dict[Any, int] = {1: 130, None: 143}  # at once after Ctrl-C, and before the first step
+            step = checkpoints.saved_step
+            place = f"step {step}" if step is not None else "the same checkpoint" if self.begun else "the beginning"
+            if trainer.is_global_zero:
+                print(f"wngen fit: interrupted; {again} goes on from {place}", file=sys.stderr)
+            raise SystemExit(lightnings.get(stop.code, stop.code)) from None
+        except OSError as error:
+            error.strerror = f"{error.strerror or error}. With that put right, {again} goes on"
+            raise
+
+    def _announce(self, training: Training, data: ImageDataModule) -> None:
+        """Say what is trained, and from where on."""
+        parameters = sum(p.numel() for p in training.model.parameters())
+        name = type(training.model).__name__
+        said = [f"{name}, {parameters:,} parameters, on {data.name}; writing to {self.folder}/"]
+        if self._complaint:
+            said.append(f"{self._complaint}. It goes on from the one before, {self.begun}.")
+        if self.resumed and self.begun is None:
+            said.append("There is no checkpoint yet to go on from: it begins anew.")
+        for line in said:
+            get_console().print(line, soft_wrap=True, markup=False)
 
     def finish(self, data: ImageDataModule, importance_samples: int | None, device: torch.device) -> None:
         """Evaluate the best averaged weights on the test images, make a release, and draw pictures."""
@@ -113,9 +191,11 @@ class Run:
         model = load(self.folder, device=device)
         subject = Subject(model, data, metadata.training)
         images = data.size("test")
-        report = subject.report("test", importance_samples) if images else None
-        if report is not None:
-            report.write(self.folder / "report.json")
+        report = None
+        if images:
+            measured = subject.measure("test", importance_samples, out=self.folder / "report.json")
+            measured.write(self.folder / "report.json")
+            report = measured.report
         save_release(model, self.folder / "release", report, metadata)
         get_console().print(report or "There are no test images, and so no report.")
         save_png(grid(draw_samples(model, 64), model.spec.levels), self.folder / "samples.png")

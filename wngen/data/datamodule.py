@@ -100,6 +100,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._images: dict[Split, Images] = {}
         self._final: dict[Split, Images] = {}
         self._training_loader: TrainingLoader | EvaluationLoader
+        self._resumed_at = 0  # batches that the run had before it was resumed
 
     @property
     @abstractmethod
@@ -134,6 +135,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the data, once."""
+        if stage == "fit":
+            self._resumed_at = 0
         if not self._images:
             self._images = self.load()
             assert all(images.image.shape[1:] == self.shape for images in self._images.values())
@@ -199,9 +202,18 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             if self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 self._training_loader = EvaluationLoader(images, self.batch_size, *self._processes())
                 return self._training_loader
-            position = self.trainer.fit_loop.total_batch_idx + 1
+            position = max(self._resumed_at, self.trainer.fit_loop.total_batch_idx + 1)
         self._training_loader = TrainingLoader(images, self.batch_size, self.seed, position, *self._processes())
         return self._training_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the order of training: how many batches have been trained on."""
+        assert self.trainer is not None
+        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a place. Lightning's own count is not there yet when a schedule asks for the epoch's length."""
+        self._resumed_at = state["batches"]
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
         return self._evaluation_loader("val")

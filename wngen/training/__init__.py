@@ -1,10 +1,20 @@
 """The LightningModule that trains every model, its callbacks, and checkpoint writing."""
 
-from wngen.training.checkpointing import AtomicCheckpointIO
+from wngen.training.checkpointing import AtomicCheckpointIO, write_safely
 from wngen.training.ema import EMA
 from wngen.training.images import ImageGrids
 from wngen.training.module import Training
 from wngen.training.objective import objective_nats
+from wngen.training.resuming import Checkpoints
 from wngen.training.schedule import learning_rate_factor
 
-__all__ = ["EMA", "AtomicCheckpointIO", "ImageGrids", "Training", "learning_rate_factor", "objective_nats"]
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "ImageGrids",
+    "Training",
+    "learning_rate_factor",
+    "objective_nats",
+    "write_safely",
+]

@@ -44,6 +44,7 @@ class EMA(pl.Callback):
             self.average = {name: self.average[name].to(p) for name, p in parameters.items()}
         else:
             self.average = {name: p.clone() for name, p in parameters.items()}
+        self._step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:

@@ -268,6 +268,7 @@ class Training(pl.LightningModule):
             "model": self.model.config,
             "training": self.options,
             "data": data_module.config if data_module is not None else None,
+            "processes": self.trainer.world_size,
             "skipped": [self.skipped_steps, self.skipped_in_a_row],
         }
 
