@@ -204,6 +204,7 @@ class ConvVAE(LatentVariableModel):
         above = F.softplus(log_scale + (TYPICAL_LOG_SCALE - LEAST_LOG_SCALE))  # never without a gradient, as a clamp is
         return DiscretizedLogistic(mean, LEAST_LOG_SCALE + above, self.spec.levels)
 
+    @torch.no_grad()
     def prior(
         self,
         n: int,
@@ -216,8 +217,14 @@ class ConvVAE(LatentVariableModel):
             return kept[0]
         like = next(self.parameters())
         eps = torch.randn(n, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
-        eps = self.layer_temperatures(temperature)[0] * eps
+        return self.prior_at(self.layer_temperatures(temperature)[0] * eps, y)
+
+    def prior_at(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
         return eps if self.prior_flow is None else self.prior_flow.sample(eps)
+
+    def log_prior(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_latents(z)
+        return self._prior_log_prob(z).sum(dim=1)
 
     def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The centre of the posterior `(B, Z)`: its base's mean, carried through the flow."""

@@ -225,10 +225,7 @@ class ResNetVAE(LatentVariableModel):
         return Bound(-self._pixels(h).log_prob(x).flatten(1).sum(dim=1), tuple(kl))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> PixelDistribution:
-        self.check_labels(y, len(z))
-        h = self._top(len(z), y)
-        for (layer, _), part in zip(self._ladder(), self.split(z), strict=True):
-            h, _ = layer.place(h, part)
+        h, _ = self._place(z, y)
         return self._pixels(h)
 
     @torch.no_grad()
@@ -253,6 +250,19 @@ class ResNetVAE(LatentVariableModel):
     ) -> Tensor:
         _, latents = self._generate(n, y, temperature, generator, given)
         return torch.cat([z.flatten(1) for z in latents], dim=1)
+
+    def prior_at(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(eps))
+        self.check_latents(eps)
+        h, latents = self._top(len(eps), y), []
+        for (layer, _), part in zip(self._ladder(), self.split(eps), strict=True):
+            h, z = layer.generate(h, part)
+            latents.append(z.flatten(1))
+        return torch.cat(latents, dim=1)
+
+    def log_prior(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        _, log_p = self._place(z, y)
+        return log_p
 
     def represent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The centre of the posterior `(B, Z)`: each layer's base mean, carried through the flow.
@@ -320,6 +330,16 @@ class ResNetVAE(LatentVariableModel):
             h, z = layer.generate(h, temperatures[i] * eps)
             latents.append(z)
         return h, latents
+
+    def _place(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take latents `(B, Z)` as they are: features below the lowest layer, and the prior's log density `(B,)`."""
+        self.check_labels(y, len(z))
+        self.check_latents(z)
+        h, each = self._top(len(z), y), []
+        for (layer, _), part in zip(self._ladder(), self.split(z), strict=True):
+            h, log_p = layer.place(h, part)
+            each.append(log_p.flatten(1).sum(dim=1))
+        return h, torch.stack(each).sum(dim=0)
 
     def _ladder(self) -> Iterator[tuple[TopDownLayer, tuple[int, ...]]]:
         """The stochastic layers and the shapes of their latents, the topmost first."""

@@ -82,6 +82,12 @@ class LinearGaussian(LatentVariableModel):
             return given
         return torch.randn(n, 2, generator=generator, dtype=torch.float64) * self.layer_temperatures(temperature)[0]
 
+    def prior_at(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
+        return eps
+
+    def log_prior(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return DiagonalGaussian.standard(z).log_prob(z).sum(dim=1)
+
 
 def images(n: int) -> Tensor:
     return torch.randint(16, (n, 1, 2, 2), dtype=torch.uint8)

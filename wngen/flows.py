@@ -203,11 +203,10 @@ class AutoregressivePrior(nn.Module):
         mean, log_std = self.conditioner(z, context)
         return DiagonalGaussian(mean, log_std).log_prob(z)
 
-    @torch.no_grad()
     def sample(self, eps: Tensor, context: Tensor | None = None) -> Tensor:
-        """Turn standard normal noise `(B, Z)` into a draw: one pass for each variable."""
-        z = torch.zeros_like(eps)
+        """Turn standard normal noise `(B, Z)` into a draw, differentiable in it: one pass for each variable."""
+        z = eps[:, :0]
         for i in range(self.dim):
-            mean, log_std = self.conditioner(z, context)
-            z[:, i] = mean[:, i] + log_std[:, i].exp() * eps[:, i]
+            mean, log_std = self.conditioner(F.pad(z, (0, self.dim - i)), context)
+            z = torch.cat([z, mean[:, i : i + 1] + log_std[:, i : i + 1].exp() * eps[:, i : i + 1]], dim=1)
         return z

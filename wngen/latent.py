@@ -79,6 +79,27 @@ class LatentVariableModel(LikelihoodModel):
                 within a layer.
         """
 
+    @abstractmethod
+    def prior_at(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
+        """The latents `(B, Z)` that standard normal noise `(B, Z)` leads to under the prior, differentiable in it.
+
+        Args:
+            eps: noise of all layers side by side, the topmost first.
+            y: `(B,)` integer classes; only for a conditional model.
+        """
+
+    @abstractmethod
+    def log_prior(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(z) in nats, `(B,)`, of latents `(B, Z)` that `decode` takes, differentiable in them.
+
+        Args:
+            z: latents of all layers side by side, the topmost first.
+            y: `(B,)` integer classes; only for a conditional model.
+
+        Raises:
+            ValueError: latents of another size than that of all layers.
+        """
+
     def layer_temperatures(self, temperature: float | Sequence[float]) -> list[float]:
         """One for each stochastic layer, the topmost first.
 
@@ -102,6 +123,15 @@ class LatentVariableModel(LikelihoodModel):
         if len(given) != n:
             raise ValueError(f"n={n}, but {len(given)} rows of latents are given")
         return list(self.split(given))
+
+    def check_latents(self, z: Tensor) -> None:
+        """Check that latents are those of all layers side by side.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if len(self.split(z)) < len(self.latent_shapes):
+            raise ValueError(f"latents of shape {tuple(z.shape)}: wanted those of all {len(self.latent_shapes)} layers")
 
     def split(self, z: Tensor) -> tuple[Tensor, ...]:
         """Latents side by side `(B, Z)`, of all layers or of the uppermost ones, to those of each layer `(B, ...)`.

@@ -62,6 +62,12 @@ class OneLatent(LatentVariableModel):
     ) -> Tensor:
         return torch.randn(n, 1, generator=generator) * self.layer_temperatures(temperature)[0]
 
+    def prior_at(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
+        return eps
+
+    def log_prior(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return DiagonalGaussian.standard(z).log_prob(z).sum(dim=1)
+
     @torch.no_grad()
     def exact_log_likelihood(self, x: Tensor) -> Tensor:
         """By Gauss-Hermite quadrature."""

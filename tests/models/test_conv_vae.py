@@ -239,6 +239,42 @@ def test_the_importance_weighted_bound_does_not_depend_on_the_chunk(posterior: s
     torch.testing.assert_close(model.log_likelihood(x, y, 1, noise(5)), single, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize(("posterior", "prior"), POSTERIORS_AND_PRIORS)
+def test_the_joint_density_less_that_of_the_posterior_is_the_sampled_bound(posterior: str, prior: str):
+    model = tiny(posterior=posterior, prior=prior, num_classes=3)
+    x, y = images(model, 4)
+    data_dependent_init(model, x, y, noise(4))
+    z, log_q, _ = posterior_sample(model, x, y, noise(4))
+    joint = model.log_prior(z, y) + model.decode(z, y).log_prob(x).flatten(1).sum(dim=1)
+    torch.testing.assert_close(
+        joint - log_q, model.bound(x, model.encode(x, y), y, noise(4)).elbo_nats, rtol=1e-9, atol=1e-9
+    )
+    if prior == "standard":
+        closed = torch.distributions.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double()).log_prob(z)
+        torch.testing.assert_close(model.log_prior(z), closed, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("prior", ["standard", "autoregressive"])
+def test_the_density_of_the_prior_is_that_of_noise_carried_through_it(prior: str):
+    """By the change of variables, whose Jacobian is autograd's; and its gradient is that of differences."""
+    model = tiny(prior=prior, iaf_layers=2)
+    x, _ = images(model, 8)
+    data_dependent_init(model, x, None, noise(8))
+    eps = torch.randn(4, 3, dtype=torch.float64)
+    z = model.prior_at(eps)
+    drawn = model.prior(4, generator=torch.Generator().manual_seed(1))
+    like = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(model.prior_at(like), drawn, rtol=0, atol=1e-12)
+    each = [torch.autograd.functional.jacobian(lambda e: model.prior_at(e[None])[0], one) for one in eps]
+    log_det = torch.stack([jacobian.slogdet().logabsdet for jacobian in each])
+    assert (log_det.abs().min() > 1e-3) == (prior == "autoregressive")
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum(dim=1)
+    torch.testing.assert_close(model.log_prior(z), normal - log_det, rtol=0, atol=1e-10)
+    assert torch.autograd.gradcheck(model.log_prior, (z.detach().requires_grad_(),))
+    with pytest.raises(ValueError, match=r"latents of shape \(4, 0\): wanted those of all 1 layers"):
+        model.log_prior(z[:, :0])
+
+
 # One model: bound, samples and exact probabilities
 
 EXACT: list[dict[str, Any]] = [

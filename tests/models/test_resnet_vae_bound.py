@@ -266,6 +266,44 @@ def test_the_importance_weighted_bound_of_a_linear_gaussian_hierarchy_rises_to_i
         previous = estimate.mean(dim=0)
 
 
+# The density of the prior
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize(("inference", "relative_posterior"), WAYS)
+def test_the_log_prior_of_a_linear_gaussian_hierarchy_is_its_closed_form(
+    inference: str, posterior: str, relative_posterior: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """And with the pixels' density and the posterior's it makes up the sampled bound."""
+    linear = LinearHierarchy(
+        monkeypatch, inference=inference, posterior=posterior, relative_posterior=relative_posterior
+    )
+    model = linear.model
+    for image in images(model, 2)[0]:
+        z, rates = inferred(model, model.encode(image[None]), torch.randn(20, 10, dtype=torch.float64))
+        torch.testing.assert_close(model.log_prior(z), linear.prior.log_prob(z), rtol=0, atol=1e-9)
+        q = linear.posterior(image)
+        torch.testing.assert_close(q.log_prob(z) - model.log_prior(z), rates.sum(dim=1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_the_density_of_the_prior_is_that_of_noise_carried_through_it(inference: str):
+    """By the change of variables, whose Jacobian is autograd's; and its gradient is that of differences."""
+    model = tiny(inference=inference, num_classes=3, height=3, width=2, layers="3x1, 2x1, 1x1")
+    sizes = latent_sizes(model)
+    eps, y = torch.randn(3, sum(sizes), dtype=torch.float64), torch.arange(3)
+    z = model.prior_at(eps, y)
+    whole = torch.autograd.functional.jacobian(lambda e: model.prior_at(e, y), eps)  # (B, Z, B, Z)
+    log_det = torch.stack([whole[i, :, i].slogdet().logabsdet for i in range(3)])
+    assert log_det.abs().min() > 0.1
+    normal = Normal(0.0, 1.0).log_prob(eps).sum(dim=1)
+    torch.testing.assert_close(model.log_prior(z, y), normal - log_det, rtol=0, atol=1e-9)
+    assert (model.log_prior(z, y) - model.log_prior(z, y.flip(0)))[0].abs() > 1e-3  # it is the class's
+    assert torch.autograd.gradcheck(lambda z: model.log_prior(z, y), (z.detach().requires_grad_(),))
+    with pytest.raises(ValueError, match=rf"latents of shape \(3, {sizes[0]}\): wanted those of all 3 layers"):
+        model.log_prior(z[:, : sizes[0]], y)
+
+
 # The bound: of any model
 
 
