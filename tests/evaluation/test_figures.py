@@ -13,7 +13,14 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from wngen.evaluation import Estimate, Report
-from wngen.evaluation.figures import draw_curves, draw_rates, learning_curves, rate_per_layer, read_curves
+from wngen.evaluation.figures import (
+    compared_curves,
+    draw_curves,
+    draw_rates,
+    learning_curves,
+    rate_per_layer,
+    read_curves,
+)
 
 HEADER = (
     "epoch,step,train/elbo_nats,train/rate_nats,train/distortion_nats,train/learning_rate,val/elbo_nats,val/rate_nats"
@@ -52,7 +59,8 @@ def test_the_picture_shows_the_curves_with_units(metrics: Path):
     figure = learning_curves(metrics)
     bound, distortion, rate, learning_rate = figure.axes
     labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["ELBO (nats per image)", "distortion (nats per image)", "rate (nats per image)", "learning rate"]
+    titles = ["ELBO", "distortion", "rate"]
+    assert labels == [*(f"{title}\n(nats per image)" for title in titles), "learning\nrate"]
     assert learning_rate.get_xlabel() == "optimizer steps"
     steps, values = line(bound, "validation")
     assert steps.tolist() == [99, 199, 299]
@@ -84,10 +92,61 @@ def test_pyplot_and_its_settings_are_left_alone(metrics: Path, tmp_path: Path):
     assert pyplot.get_fignums() == []
 
 
+def test_of_an_exact_model_there_is_the_likelihood_alone(tmp_path: Path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/elbo_nats,train/rate_nats,train/distortion_nats\n0,-9,0,9\n50,-7,0,7\n")
+    likelihood, learning_rate = learning_curves(path).axes
+    assert likelihood.get_ylabel() == "log-likelihood\n(nats per image)"
+    assert line(likelihood, "training batches, smoothed")[1].tolist() == [-9, -7]
+    assert learning_rate.get_ylabel() == "learning\nrate"
+
+
+def test_several_runs_in_one_picture_against_epochs(metrics: Path, tmp_path: Path):
+    """One of other batches has other steps, and is known by its epochs; one without validation by its training."""
+    other = tmp_path / "other.csv"
+    other.write_text("epoch,step,train/elbo_nats\n" + "".join(f"{s // 10},{s},{-80 - s}\n" for s in range(9, 40, 10)))
+    (axes,) = compared_curves({"first": [metrics], "second": [other]}).axes
+    epochs, values = line(axes, "first")
+    assert epochs == pytest.approx([1, 2, 3])
+    assert values[-1] == pytest.approx(-101, abs=1e-3)
+    epochs, values = line(axes, "second")
+    assert epochs == pytest.approx([1, 2, 3, 4])
+    assert values.tolist() == [-89, -99, -109, -119]
+    assert axes.get_xlabel() == "epochs"
+    other.write_text("epoch,step,val/elbo_nats\n" + "".join(f"{s},{s},{-300 + s / 9}\n" for s in range(99)))
+    low, high = compared_curves({"short": [metrics], "long": [other]}).axes[0].get_ylim()
+    assert low < -299
+    assert high > -101  # a run that was over while the other one's transient lasted is seen too
+    with pytest.raises(ValueError, match="no runs"):
+        compared_curves({})
+    other.write_text("step,train/elbo_nats\n0,-5\n")
+    with pytest.raises(ValueError, match="third: wanted a bound such as val/elbo_nats, and epoch"):
+        compared_curves({"third": [other]})
+
+
+@pytest.mark.parametrize("width", [8.0, 3.8])
+def test_on_a_narrow_page_they_are_as_narrow(metrics: Path, width: float):
+    released = Report.read(Path(__file__).parents[2] / "checkpoints" / "resnet-vae-mnist-static" / "report.json")
+    shapes = [[16, side, side] for side in (4, 4, 7, 7, 14)]
+    released = replace(released, protocol={**released.protocol, "latent_shapes": shapes})
+    for figure in (
+        learning_curves(metrics, width=width),
+        compared_curves({"a": [metrics]}, width=width),
+        rate_per_layer(released, (256, 256, 784, 784, 3136), width, titled=False),
+    ):
+        assert figure.get_figwidth() == width
+        figure.canvas.draw()
+        texts = [text for axes in figure.axes for text in (axes.yaxis.label, axes.xaxis.label)]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+        assert boxes
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
 def test_a_run_that_went_wrong_is_drawn_too(tmp_path: Path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step,train/elbo_nats,val/elbo_nats\n0,0,-500,\n0,50,nan,\n0,99,,nan\n")
-    assert learning_curves(path).axes[0].get_ylabel() == "ELBO (nats per image)"
+    assert learning_curves(path).axes[0].get_ylabel() == "ELBO\n(nats per image)"
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path):
@@ -129,7 +188,7 @@ def test_each_layer_has_a_curve_from_dark_to_light(tmp_path: Path, split: str):
     )
     figure = learning_curves(path)
     panel = figure.axes[3]
-    assert panel.get_ylabel() == "rate per layer (nats per image)"
+    assert panel.get_ylabel() == "rate per layer\n(nats per image)"
     assert [line.get_ydata().tolist() for line in panel.lines] == [[i, i + 5, i + 10] for i in range(12)]
     brightness = [sum(line.get_color()[:3]) for line in panel.lines]
     assert brightness == sorted(brightness)

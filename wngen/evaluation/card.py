@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Collection, Iterable, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from wngen.evaluation.report import Report
+from wngen.evaluation.standing import Standing, standings
 from wngen.model import LikelihoodModel
 
 UNCONDITIONAL, CONDITIONAL = "unconditional-image-generation", "conditional-image-generation"
@@ -20,7 +22,8 @@ def model_card(model: LikelihoodModel, name: str, report: Report | None = None) 
     Args:
         model: what the card is about.
         name: of the release.
-        report: its evaluation. Each bound becomes a result in the card's model index, in nats and in bits/dim.
+        report: its evaluation. Each bound becomes a result in the card's model index, in nats and in bits/dim, and
+            stands among the published figures of the same protocol.
     """
     spec = model.spec
     size = f"{spec.channels} x {spec.height} x {spec.width}"
@@ -31,7 +34,9 @@ def model_card(model: LikelihoodModel, name: str, report: Report | None = None) 
         f"{parameters:,} parameters; images of {size} sub-pixels with {spec.levels} levels each.",
     ]
     if report is not None:
-        sections += ["## Figures", f"{report.data_line}.", _markdown(report), report.protocol_line]
+        sections += ["## Figures", f"{report.data_line}.", _table(report.headings, report.rows), report.protocol_line]
+        if among := standings(report, parameters):
+            sections += ["## Among published figures", _published(among), *_notes(among)]
     sections += [
         "## Use",
         f"```python\n{_snippet(model, name)}```",
@@ -59,10 +64,30 @@ def _snippet(model: LikelihoodModel, name: str) -> str:
     return f"import torch\nimport wngen\n\n{load}{classes}images = model.sample(16, y)  # {shape}\n"
 
 
-def _markdown(report: Report) -> str:
-    """The table of a report."""
-    lines = [report.headings, ("---", *["---:"] * (len(report.headings) - 1)), *report.rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str] = ()) -> str:
+    """A table of which all columns but the first and those of `words` are numbers."""
+    marks = ["---" if i == 0 or heading in words else "---:" for i, heading in enumerate(headings)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *rows))
+
+
+def _published(among: Sequence[Standing]) -> str:
+    """The model's own figures, in bold, among those that others published of the same test images."""
+    unit = "nats" if among[0].unit == "nats" else "bits/dim"
+    rows = []
+    for place in among:
+        mark, figure = ("", place.published) if place.published else ("**", None)
+        parameters = "" if place.parameters is None else f"{place.parameters / 1e6:.1f} M"
+        source = "this model" if figure is None else f"[{figure.citation}]({figure.url})"
+        estimator = place.estimator + (" *" if figure and figure.note else "")
+        cells = (place.model, f"{place.value:.{place.digits}f}", estimator, parameters, source)
+        rows.append([f"{mark}{cell}{mark}" if cell else "" for cell in cells])
+    return _table(("model", unit, "estimator", "parameters", "source"), rows, words=("estimator", "source"))
+
+
+def _notes(among: Sequence[Standing]) -> list[str]:
+    """What else a reader must know of the published figures."""
+    noted = [place.published for place in among if place.published and place.published.note]
+    return [f"\\* {figure.model}: {figure.note}." for figure in noted]
 
 
 def _results(report: Report) -> list[EvalResult]:

@@ -1,11 +1,12 @@
-"""Figures of a run: learning curves, from the `metrics.csv` of Lightning's CSVLogger, and the rate of each layer."""
+"""Figures of runs: learning curves, from the `metrics.csv` of Lightning's CSVLogger, and the rate of each layer."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,7 +21,10 @@ from wngen.evaluation.report import Report
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-TRAIN, VAL = "#4b5563", "#c2410c"
+TRAIN, VAL, RULE = "#4b5563", "#c2410c", "#e5e7eb"
+RUNS = "#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4b5563"
+WIDTH = 8.0  # inches
+LEGEND: dict[str, Any] = {"framealpha": 0.7, "edgecolor": "none"}  # where it must lie upon curves
 TRANSIENT = 0.1  # the first part of a run, whose steep rise would flatten all the rest, may leave the picture
 PANELS = {"elbo_nats": "ELBO", "distortion_nats": "distortion", "rate_nats": "rate"}
 NAMED = 6  # of the curves of many layers, so many are named
@@ -70,12 +74,15 @@ def draw_curves(path: Path | str, *metrics: Path | str) -> None:
     learning_curves(*metrics).savefig(path, dpi=130, format="png")
 
 
-def learning_curves(*metrics: Path | str) -> Figure:
+def learning_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
     """The bound, its distortion and rate, and the learning rate of a run against steps and epochs.
+
+    Of a model without latent variables, whose rate is 0 throughout, the log-likelihood and the learning rate.
 
     Args:
         metrics: the run's `metrics.csv`, with columns such as `train/elbo_nats` and `val/rate_nats`; or several of a
             resumed run.
+        width: in inches.
 
     Raises:
         ValueError: `metrics` cannot be read, or has no bound in it.
@@ -87,28 +94,60 @@ def learning_curves(*metrics: Path | str) -> Figure:
         )
     split = "val" if "val/elbo_nats" in curves else "train"
     layers = sorted(name for name in curves if name.startswith(f"{split}/kl_nats/"))
-    heights = [3, 2, 2, *[2.5] * bool(layers), 1.2]
-    figure = _figure(8, sum(heights) / 8.2 * 10)
+    rates = [curves[name][1] for name in ("train/rate_nats", "val/rate_nats") if name in curves]
+    is_exact = bool(rates) and not any(rate.any() for rate in rates)
+    shown = {"elbo_nats": "log-likelihood"} if is_exact else PANELS
+    heights = [3, *[2] * (len(shown) - 1), *[2.5] * bool(layers), 1.2]
+    figure = blank(width, sum(heights) / 8.2 * 10 * math.sqrt(width / WIDTH))
     *panels, learning_rate = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=False):
+    for axes, (name, title) in zip(panels, shown.items(), strict=False):
         _draw_both(axes, curves.get(f"train/{name}"), curves.get(f"val/{name}"))
-        axes.set_ylabel(f"{title} (nats per image)")
+        axes.set_ylabel(f"{title}\n(nats per image)")
     if layers:
         _draw_layers(panels[-1], {name.rpartition("/")[2]: curves[name] for name in layers})
-    panels[0].legend(frameon=False, loc="lower right")
+    panels[0].legend(loc="lower right", **LEGEND)
     if "train/learning_rate" in curves:
         learning_rate.plot(*curves["train/learning_rate"], color=TRAIN, linewidth=1.3)
-    learning_rate.set(ylabel="learning rate", xlabel="optimizer steps", ylim=(0, None))
+    learning_rate.set(ylabel="learning\nrate", xlabel="optimizer steps", ylim=(0, None))
     for axes in (*panels, learning_rate):
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
         axes.margins(x=0.01)
     if "epoch" in curves:
-        steps, epochs = curves["epoch"]
-        per_epoch = float(((steps + 1) / (epochs + 1)).max())  # reached at the last step of an epoch
+        per_epoch = _steps_per_epoch(curves["epoch"])
         scale = panels[0].secondary_xaxis("top", functions=(lambda x: x / per_epoch, lambda x: x * per_epoch))
         scale.set_xlabel("epochs")
     figure.align_ylabels()
+    return figure
+
+
+def compared_curves(runs: Mapping[str, Sequence[Path | str]], width: float = WIDTH) -> Figure:
+    """The bounds of several runs against epochs: of validation, or where there is none of training, smoothed.
+
+    Args:
+        runs: for each by its name the `metrics.csv`, or several of a resumed run.
+        width: in inches.
+
+    Raises:
+        ValueError: no runs, or one whose `metrics` cannot be read, or have no bound or no epochs in them.
+    """
+    figure = blank(width, 4.2 * math.sqrt(width / WIDTH))
+    axes = figure.subplots()
+    drawn = []
+    for i, (name, metrics) in enumerate(runs.items()):
+        curves = read_curves(*metrics)
+        bound = curves.get("val/elbo_nats") or curves.get("train/elbo_nats")
+        if bound is None or "epoch" not in curves:
+            raise ValueError(f"{name}: wanted a bound such as val/elbo_nats, and epoch, got {', '.join(curves)}")
+        steps, values = bound
+        values = values if "val/elbo_nats" in curves else _running_mean(values)
+        drawn.append(((steps + 1) / _steps_per_epoch(curves["epoch"]), values))
+        axes.plot(*drawn[-1], "o-", markersize=3, linewidth=1.5, color=RUNS[i % len(RUNS)], label=name)
+    if not drawn:
+        raise ValueError("no runs to compare: wanted at least one")
+    _set_limits(axes, drawn)
+    axes.set(xlabel="epochs", ylabel="bound (nats per image)")
+    _plain(axes)
+    figure.legend(loc="outside upper left", frameon=False, ncols=max(1, int(width // 3)))
     return figure
 
 
@@ -118,12 +157,16 @@ def draw_rates(path: Path | str, report: Report, active: Sequence[int] | None = 
     rate_per_layer(report, active).savefig(path, dpi=130, format="png")
 
 
-def rate_per_layer(report: Report, active: Sequence[int] | None = None) -> Figure:
+def rate_per_layer(
+    report: Report, active: Sequence[int] | None = None, width: float = WIDTH, titled: bool = True
+) -> Figure:
     """The rate of each stochastic layer with its standard error, as bars, the topmost layer first.
 
     Args:
         report: of a model with several of them.
         active: how many units of each are; see `wngen.evaluation.active_units`.
+        width: in inches.
+        titled: whether what it is of stands above it.
 
     Raises:
         ValueError: a report that says nothing of layers, or another number of `active`.
@@ -140,7 +183,7 @@ def rate_per_layer(report: Report, active: Sequence[int] | None = None) -> Figur
     if active is not None:
         units = [f"{n:,} of {math.prod(shape):,}" for n, shape in zip(active, shapes, strict=True)]
         labels = [f"{label}: {used}" for label, used in zip(labels, units, strict=True)]
-    figure = _figure(8, 1.6 + 0.28 * len(layers))
+    figure = blank(width, (1.6 if titled else 1.2) + 0.28 * len(layers))
     axes = figure.subplots()
     axes.barh(
         labels,
@@ -154,24 +197,35 @@ def rate_per_layer(report: Report, active: Sequence[int] | None = None) -> Figur
         end = max(rate.mean, 0.0) + rate.standard_error
         axes.annotate(f"{rate.mean:.2f}", (end, i), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.margins(x=0.1, y=0.01)
-    axes.set(xlabel="rate (nats per image, ± standard error)")
-    axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    title = f"Stochastic layers{'' if active is None else ', and how many of their units are active'}"
-    figure.suptitle(f"{title}\n{report.model['model']} on {report.data_line}", fontsize=10)
+    axes.set(xlabel="nats per image\n(± standard error)")
+    _plain(axes, "x")
+    if titled:
+        title = f"Stochastic layers{'' if active is None else ', and how many of their units are active'}"
+        figure.suptitle(f"{title}\n{report.model['model']} on {report.data_line}", fontsize=10)
     sums = [sum(r.mean for r, at in zip(rates, resolutions, strict=True) if at == here) for here in distinct]
     keys = [f"{here or 'vectors'}: {total:.2f} nats" for here, total in zip(distinct, sums, strict=True)]
     handles = [Patch(color=colours[here], label=key) for here, key in zip(distinct, keys, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, int(width // 2)), frameon=False)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
     """Of so many inches, without pyplot, which would choose a backend for the whole process."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _plain(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
+    """A quiet grid below the data, and no frame."""
+    axes.grid(axis=grid, color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _steps_per_epoch(epoch: Curve) -> float:
+    steps, epochs = epoch
+    return float(((steps + 1) / (epochs + 1)).max())  # reached at the last step of an epoch
 
 
 def _colours(n: int) -> list[Colour]:
@@ -185,8 +239,8 @@ def _draw_layers(axes: Axes, layers: dict[str, Curve]) -> None:
     for i, ((name, curve), colour) in enumerate(zip(layers.items(), _colours(len(layers)), strict=True)):
         label = layer_title(name) if i in named else None
         axes.plot(*curve, "o-", markersize=2.5, linewidth=1.3, color=colour, label=label)
-    axes.set_ylabel("rate per layer (nats per image)")
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="best")
+    axes.set_ylabel("rate per layer\n(nats per image)")
+    axes.legend(fontsize=8, ncols=2, loc="best", **LEGEND)
     _set_limits(axes, list(layers.values()))
 
 
@@ -202,10 +256,10 @@ def _draw_both(axes: Axes, train: Curve | None, val: Curve | None) -> None:
 
 
 def _set_limits(axes: Axes, curves: list[Curve]) -> None:
-    """Show the range that curves keep to once the transient is over."""
+    """Show the range that each curve keeps to once its transient is over."""
     if any(np.isfinite(values[-1]) for _, values in curves):
-        last = max(steps[-1] for steps, _ in curves)
-        seen = np.concatenate([values[(steps >= TRANSIENT * last) & np.isfinite(values)] for steps, values in curves])
+        settled = [values[steps >= TRANSIENT * steps[-1]] for steps, values in curves]
+        seen = np.concatenate([values[np.isfinite(values)] for values in settled])
         margin = 0.05 * float(np.ptp(seen)) or 1.0
         axes.set_ylim(seen.min() - margin, seen.max() + margin)
 
