@@ -1,9 +1,10 @@
 """Time and memory of the importance-weighted bound with many samples.
 
 Evaluates the same images with `wngen.evaluation.evaluate`, which runs the encoder once for each image and decodes
-`chunk` samples at a time, for several chunks; and with the naive loop that repeats each image K times and runs the
-whole model on that. Every measurement is a process of its own, so that its peak memory is known; they take turns.
-All see the same noise, and their bounds are asserted to agree.
+`chunk` samples at a time, for several chunks; with the naive loop over images that repeats each K times and runs the
+whole model on that; and with the simplest loop, over images and samples, one at a time, of which only the first
+`loop_samples` are drawn and their time is scaled up. Every measurement is a process of its own, so that its peak memory
+is known; they take turns. All see the same noise, and the bounds of all but the simplest loop are asserted to agree.
 
 The time does not depend on the weights: by default the model is the quickstart's, initialized from data.
 
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 NAME = "importance_bound"
-NAIVE = "naive"
+NAIVE, LOOP = "naive", "loop"
 TOLERANCE_NATS = 1e-3  # rounding differs with the shape of what goes through the network
 
 console = Console()
@@ -43,6 +44,7 @@ class Options:
         images: how many test images, drawn by the data's evaluation seed.
         importance_samples: K of the bound.
         chunks: how many samples go through the decoder at once.
+        loop_samples: of each image, in the simplest loop.
         rounds: how often each is measured.
         threads: of torch.
         seed: of the noise, and of the weights of a model that is not trained.
@@ -53,6 +55,7 @@ class Options:
     images: int = 8
     importance_samples: int = 5000
     chunks: list[int] = field(default_factory=lambda: [64, 256, 1024, 4096])
+    loop_samples: int = 50
     rounds: int = 3
     threads: int = 1
     seed: int = 0
@@ -62,7 +65,7 @@ def measure(way: str, options: Options) -> dict[str, Any]:
     """One measurement, in this process.
 
     Args:
-        way: a chunk, or `naive`.
+        way: a chunk, `naive` or `loop`.
         options: of the benchmark.
 
     Returns:
@@ -98,11 +101,18 @@ def measure(way: str, options: Options) -> dict[str, Any]:
                 x, noise = x.expand(k, *x.shape), Noise(options.seed, index.expand(k), torch.arange(k))
                 log_weight = model.bound(x, model.encode(x), None, noise).elbo_nats.double()
                 bounds.append(float(log_weight.logsumexp(dim=0) - torch.tensor(k).log()))
+    elif way == LOOP:
+        bounds, k = [], min(k, options.loop_samples)
+        with torch.no_grad():
+            for x, index in zip(batch.image, batch.index, strict=True):
+                draws = [Noise(options.seed, index[None], draw) for draw in range(k)]
+                weights = [model.bound(x[None], model.encode(x[None]), None, noise).elbo_nats for noise in draws]
+                bounds.append(float(torch.cat(weights).double().logsumexp(dim=0) - torch.tensor(k).log()))
     else:
         evaluation = evaluate(model, [batch], options.images, k, options.seed, chunk=int(way))
         assert evaluation.log_likelihood_nats is not None
         bounds = evaluation.log_likelihood_nats.tolist()
-    seconds = time.perf_counter() - started
+    seconds = (time.perf_counter() - started) * options.importance_samples / k
     return {
         "seconds": seconds,
         "peak_mib": peak_mib(),
@@ -137,21 +147,23 @@ def main() -> None:
     """Measure and report."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_class_arguments(Options)
-    parser.add_argument("--measure", type=str | None, help="Do one measurement, a chunk or 'naive', and print it.")
+    parser.add_argument(
+        "--measure", type=str | None, help="Do one measurement, a chunk, 'naive' or 'loop', and print it."
+    )
     arguments = parser.parse_args().as_dict()
     way = arguments.pop("measure")
     options = Options(**arguments)
     if way is not None:
         sys.stdout.write(json.dumps(measure(way, options)))
         return
-    ways = [*map(str, options.chunks), NAIVE]
+    ways = [*map(str, options.chunks), NAIVE, LOOP]
     results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for turn in range(options.rounds):
         first = turn % len(ways)
         for way in ways[first:] + ways[:first]:
             results[way].append(in_a_process(way, sys.argv[1:]))
             console.print(f"round {turn + 1}, {way}: {results[way][-1]['seconds']:.1f} s")
-    bounds = [result["bounds_nats"] for measured in results.values() for result in measured]
+    bounds = [result["bounds_nats"] for way, measured in results.items() if way != LOOP for result in measured]
     difference = max(max(image) - min(image) for image in zip(*bounds, strict=True))
     assert difference < TOLERANCE_NATS, f"the bounds differ by up to {difference} nats"
     rows = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wngen.cli import main
-from wngen.cli.subject import Subject
-from wngen.evaluation import Report, published_figures
+from wngen.cli.subject import Measurement, Subject
+from wngen.evaluation import Evaluation, Report, published_figures
 from wngen.evaluation.published import published_data
 
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "conv-vae-iaf-mnist"
@@ -53,7 +54,9 @@ def test_evaluate_shows_them_below_its_own_figures_of_the_whole_test_split(
 ):
     report = Report.read(RELEASED / "report.json")
     report = replace(report, protocol={**report.protocol, "images": images})
-    monkeypatch.setattr(Subject, "report", lambda *_: report)
+    few = np.ones(2)
+    evaluation = Evaluation(np.arange(2), few, few[:, None], None, False, None, 0, "float32", "cpu", 1.0)
+    monkeypatch.setattr(Subject, "measure", lambda *_: Measurement(report, evaluation))
     out = tmp_path / "report.json"
     assert main(["evaluate", str(RELEASED), "--data=BinarizedMNIST", f"--out={out}", "--device=cpu"]) == 0
     text = capsys.readouterr().out

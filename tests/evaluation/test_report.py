@@ -19,6 +19,7 @@ from rich.console import Console
 from wngen.checkpoint import save_release
 from wngen.evaluation import Evaluation, Report, weights_sha256
 from wngen.evaluation.card import model_card
+from wngen.evaluation.report import per_image_path
 from wngen.models import ConvVAE
 
 DATA: dict[str, Any] = {
@@ -45,7 +46,7 @@ def evaluation() -> Evaluation:
     rng = np.random.default_rng(0)
     return Evaluation(
         index=np.arange(500),
-        distortion_nats=rng.normal(60, 20, 500),
+        distortion_nats=rng.normal(90, 20, 500),
         layer_kl_nats=rng.gamma(20, 0.5, (500, 2)),
         log_likelihood_nats=rng.normal(-75, 20, 500),
         is_exact=False,
@@ -263,3 +264,21 @@ def test_the_snippet_of_a_card_runs_beside_the_release(
     assert ("unconditional-image-generation" in text) == (num_classes is None)
     assert ("pipeline_tag" in text) == (num_classes is None)
     assert ("type: conditional-image-generation" in text) == (num_classes is not None)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_density_is_refused_with_the_reason(model: ConvVAE, evaluation: Evaluation, is_exact: bool):
+    """Gaussian densities of pixels, say; probabilities that rounding has made a little more than 1 are let pass."""
+    distortion = evaluation.distortion_nats.copy()
+    distortion[3] = -1e-5
+    rounded = replace(evaluation, distortion_nats=distortion, is_exact=is_exact, log_likelihood_nats=-distortion)
+    Report.of(rounded, model, DATA, "ema")
+    distortion[3] = -250.0
+    what = r"log p\(x\)" if is_exact else r"log p\(x \| z\)"
+    with pytest.raises(ValueError, match=f"{what} of the image with index {evaluation.index[3]} is 250 nats.*density"):
+        Report.of(rounded, model, DATA, "ema")
+
+
+def test_figures_of_images_lie_beside_their_report():
+    names = {"report.json": "per_image.npz", "a/report-test-k5.json": "a/per_image-test-k5.npz", "x.json": "x.npz"}
+    assert {str(per_image_path(report)) for report in names} == set(names.values())

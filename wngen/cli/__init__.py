@@ -15,14 +15,29 @@ from collections.abc import Callable
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wngen.arguments import nearest, summary
+from wngen.cli.auditing import audit
 from wngen.cli.fitting import fit
-from wngen.cli.likelihoods import evaluate
+from wngen.cli.likelihoods import evaluate, score
 from wngen.cli.listing import configs, models, published
 from wngen.cli.pictures import complete, interpolate, reconstruct, sample
+from wngen.cli.reporting import report
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     command.__name__: command
-    for command in (fit, evaluate, sample, complete, reconstruct, interpolate, models, configs, published)
+    for command in (
+        fit,
+        evaluate,
+        score,
+        audit,
+        report,
+        sample,
+        complete,
+        reconstruct,
+        interpolate,
+        models,
+        configs,
+        published,
+    )
 }
 
 

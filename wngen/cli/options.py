@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,10 +15,14 @@ from wngen.data import ImageDataModule
 from wngen.model import LikelihoodModel
 
 
-def model_parser(command: Callable[[list[str]], None]) -> Arguments:
-    """A parser of what every command on a trained model takes."""
+def model_parser(command: Callable[[list[str]], None], several: bool = False) -> Arguments:
+    """A parser of what every command on a trained model takes, or on several as `checkpoints`."""
     parser = Arguments(prog=f"wngen {command.__name__}", description=summary(command))
-    parser.add_argument("checkpoint", type=str, help="A run folder, a .ckpt, a release folder, or a hub id.")
+    what = "A run folder, a .ckpt, a release folder, or a hub id"
+    if several:
+        parser.add_argument("checkpoints", type=str, nargs="+", help=f"{what}; several are compared.")
+    else:
+        parser.add_argument("checkpoint", type=str, help=f"{what}.")
     parser.add_argument("--weights", type=Literal["ema", "raw"], default="ema", help="Averaged or raw, of a .ckpt.")
     parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda:1.")
     return parser
@@ -32,10 +37,12 @@ def add_data(parser: Arguments) -> None:
     parser.add_argument("--split", type=Literal["train", "val", "test"], default="test", help="Of the data.")
 
 
-def loaded(options: Any) -> LikelihoodModel:
-    """The model that the options of `model_parser` name, where they want it."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    return load(options.checkpoint, options.weights, device)
+def loaded(options: Any, checkpoint: str | None = None) -> LikelihoodModel:
+    """The model that the options of `model_parser` name, or another in its place, where they want it."""
+    device = options.device
+    if device == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return load(checkpoint or options.checkpoint, options.weights, device)
 
 
 def parse_with_data(parser: Arguments, argv: list[str]) -> tuple[Any, Subject]:
@@ -63,6 +70,13 @@ def parse(parser: Arguments, argv: list[str]) -> tuple[Any, Mapping[str, Any] | 
 
 def subject_of(parser: Arguments, options: Any, training: Mapping[str, Any] | None) -> Subject:
     """The model together with its data."""
+    return Subject(loaded(options), data_of(parser, options, options.checkpoint), training, options.weights)
+
+
+def data_of(parser: Arguments, options: Any, checkpoint: str) -> ImageDataModule:
+    """The data that is named, or that the model was trained on."""
     if options.data is None:
-        parser.error(f"{options.checkpoint} does not say what it was trained on: name the data by --data")
-    return Subject(loaded(options), build(options.data), training, options.weights)
+        parser.error(f"{checkpoint} does not say what it was trained on: name the data by --data")
+    data = build(options.data)
+    assert isinstance(data, ImageDataModule)
+    return data

@@ -1,16 +1,21 @@
-"""What is evaluated and shown: a model, together with images that it takes."""
+"""What is evaluated and shown: a model, together with images that it takes; and its figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich import get_console
 
 from wngen.data import ImageDataModule, Split
-from wngen.evaluation import Report, evaluate
-from wngen.evaluation.report import Weights
+from wngen.evaluation import Evaluation, Report, evaluate, weights_sha256
+from wngen.evaluation.processes import ALONE, Processes
+from wngen.evaluation.report import Weights, per_image_path
+from wngen.evaluation.rows import Unfinished
 from wngen.image import Batch
 from wngen.model import LikelihoodModel
 
@@ -29,6 +34,32 @@ def check_fit(model: LikelihoodModel, data: ImageDataModule) -> None:
         raise ValueError(
             f"the model knows {model.num_classes} classes, {data.name} has {data.num_classes or 'no'} labels"
         )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of a model.
+
+    Args:
+        report: averaged over images, with their protocol.
+        evaluation: of each image.
+        unfinished: what an interruption would have left, of which there is no more need once they are written.
+    """
+
+    report: Report
+    evaluation: Evaluation
+    unfinished: Unfinished | None = None
+
+    def write(self, path: Path) -> None:
+        """Write the report, and the figures of each image beside it."""
+        self.evaluation.write(per_image_path(path))
+        self.report.write(path)
+        self.discard_unfinished()
+
+    def discard_unfinished(self) -> None:
+        """Once the figures are written, in whatever form."""
+        if self.unfinished is not None:
+            self.unfinished.remove()
 
 
 @dataclass(frozen=True)
@@ -53,25 +84,53 @@ class Subject:
     def __post_init__(self) -> None:
         check_fit(self.model, self.data)
 
-    def report(
+    def measure(
         self,
         split: Split,
         importance_samples: int | None = None,
         seed: int = 0,
         chunk: int | None = None,
         limit: int | None = None,
-    ) -> Report:
-        """Evaluate a split, or `limit` images of it, with a progress bar where there is a terminal."""
+        dtype: torch.dtype | None = None,
+        out: Path | None = None,
+        processes: Processes = ALONE,
+    ) -> Measurement:
+        """Evaluate a split, or `limit` images of it, with a progress bar where there is a terminal.
+
+        Args:
+            split: which images.
+            importance_samples: K of the importance-weighted bound, or None.
+            seed: of the noise.
+            chunk: images, or samples of them, at once; what the model says by default.
+            limit: so many images, drawn by the data's evaluation seed; all by default.
+            dtype: of the evaluation; that of the weights by default.
+            out: where the report will be written; an interrupted evaluation of the same goes on from what it has left
+                there.
+            processes: that share the images.
+        """
         training = self.training or {}
         chunk = self.model.chunk if chunk is None else chunk
         protocol = self.data.protocol(split, limit)
-        batches = self.data.evaluation_batches(split, chunk, limit)
-        progress = get_console().is_terminal
+        unfinished = None
+        if out is not None:
+            k = None if self.model.is_exact else importance_samples
+            key = {"weights": weights_sha256(self.model), "data": protocol, "k": k, "seed": seed, "dtype": str(dtype)}
+            unfinished = Unfinished(per_image_path(out), {**key, "wngen": version("wngen")}, processes.rank)
         evaluation = evaluate(
-            self.model, batches, protocol["images"], importance_samples, seed, chunk, progress=progress
+            self.model,
+            self.data.evaluation_batches(split, chunk, limit, processes.rank, processes.count),
+            protocol["images"],
+            importance_samples,
+            seed,
+            chunk,
+            progress=get_console().is_terminal and processes.rank == 0,
+            dtype=dtype,
+            unfinished=unfinished,
+            processes=processes,
         )
         weights = "raw" if training.get("ema_decay") == 0 else self.weights  # an average that keeps nothing is none
-        return Report.of(evaluation, self.model, protocol, weights, training.get("precision"))
+        report = Report.of(evaluation, self.model, protocol, weights, training.get("precision"))
+        return Measurement(report, evaluation, unfinished)
 
     def images(self, split: Split, count: int) -> Batch:
         """Some images of a split, on the model's device, with labels only where the model wants them."""

@@ -2,11 +2,15 @@
 
 from wngen.evaluation.evaluate import Evaluation, evaluate
 from wngen.evaluation.layers import active_units, layer_names, layer_title
+from wngen.evaluation.paired import Candidate, Comparison, Difference
 from wngen.evaluation.published import PublishedFigure, published_figures, same_protocol
 from wngen.evaluation.report import Report, weights_sha256
 from wngen.evaluation.statistics import Estimate, estimate
 
 __all__ = [
+    "Candidate",
+    "Comparison",
+    "Difference",
     "Estimate",
     "Evaluation",
     "PublishedFigure",

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -23,6 +24,7 @@ from wngen.latent import LatentVariableModel
 from wngen.model import LikelihoodModel
 
 SCHEMA = 1
+ROUNDING_NATS = 1e-3  # by which sums of rounded log-probabilities may pass 0
 
 Weights = Literal["ema", "raw"]
 
@@ -71,11 +73,13 @@ class Report:
             training_precision: such as `bf16-mixed`, in which the model was trained; None if it is not known.
 
         Raises:
-            ValueError: the data's protocol speaks of another number of images.
+            ValueError: the data's protocol speaks of another number of images, or the model gives an image more
+                probability than 1: it is a density, and says nothing in bits per dimension.
         """
         n = len(evaluation.index)
         if data.get("images", n) != n:
             raise ValueError(f"{n} images were evaluated, but the data's protocol says {data['images']}")
+        _check_probabilities(evaluation)
         figures = {}
         if not evaluation.is_exact:
             layers = {f"kl_layer_{i + 1}": kl for i, kl in enumerate(evaluation.layer_kl_nats.T)}
@@ -103,7 +107,7 @@ class Report:
                 "dtype": evaluation.dtype,
                 "training_precision": training_precision,
                 "seed": evaluation.seed,
-                "estimator": _estimator(evaluation),
+                "estimator": evaluation.estimator,
                 "importance_samples": evaluation.importance_samples,
                 "latent_shapes": [list(shape) for shape in shapes],
                 "confidence": CONFIDENCE,
@@ -238,7 +242,25 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _estimator(evaluation: Evaluation) -> str:
-    if evaluation.is_exact:
-        return "exact"
-    return "elbo" if evaluation.importance_samples is None else "importance-weighted"
+def per_image_path(report: Path | str) -> Path:
+    """Where the figures of each image lie beside a report: `per_image.npz` beside `report.json`, and so on."""
+    report = Path(report)
+    stem = report.stem.replace("report", "per_image", 1) if report.stem.startswith("report") else report.stem
+    return report.with_name(f"{stem}.npz")
+
+
+def _check_probabilities(evaluation: Evaluation) -> None:
+    """Of integer levels no image can have more probability than 1, whatever its latents; a density has no such limit.
+
+    Raises:
+        ValueError: an image has; the message names it.
+    """
+    most = int(np.argmin(evaluation.distortion_nats))
+    if evaluation.distortion_nats[most] < -ROUNDING_NATS:
+        what = "log p(x)" if evaluation.is_exact else "log p(x | z)"
+        raise ValueError(
+            f"{what} of the image with index {evaluation.index[most]} is {-evaluation.distortion_nats[most]:.6g} nats, "
+            "and of probabilities of integer levels it cannot be above 0: this model gives a density. On data that was "
+            "not dequantized a density can be as high as one likes, and bits per dimension of it mean nothing. Use a "
+            "likelihood of levels, such as discretized logistics"
+        )

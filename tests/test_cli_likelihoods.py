@@ -1,0 +1,144 @@
+"""`wngen evaluate` and `wngen score` as a user sees them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wngen.cli import likelihoods, main
+from wngen.evaluation import Evaluation
+from wngen.models import ConvVAE
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+LADDER = "resnet-vae-mnist-static"
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a released model, which results may be written beside; and the terminal of a reader."""
+    monkeypatch.setenv("COLUMNS", "80")
+    return Path(shutil.copytree(CHECKPOINTS / LADDER, tmp_path / LADDER))
+
+
+def figures(path: Path) -> dict[str, float]:
+    return {name: figure["mean"] for name, figure in json.loads(path.read_text())["nats"].items()}
+
+
+def test_figures_of_each_image_lie_beside_the_report(released: Path):
+    assert main(["evaluate", str(released), "--limit=12", "--importance-samples=2", "--device=cpu"]) == 0
+    evaluation = Evaluation.read(released / "per_image-test-k2-n12.npz")
+    means = figures(released / "report-test-k2-n12.json")
+    assert means["elbo"] == pytest.approx(evaluation.elbo_nats.mean(), abs=1e-12)
+    assert means["log_likelihood"] == pytest.approx(evaluation.best_nats.mean(), abs=1e-12)
+    assert means["rate"] == pytest.approx(evaluation.rate_nats.mean(), abs=1e-12)
+    assert not list(released.glob(".*")), "nothing is left of what an interruption would have needed"
+
+
+def test_double_precision_is_stated_and_leaves_single_precision_near(released: Path):
+    for dtype in ("float32", "float64"):
+        out = released / f"{dtype}.json"
+        assert main(["evaluate", str(released), "--limit=12", "--dtype", dtype, f"--out={out}", "--device=cpu"]) == 0
+        assert json.loads(out.read_text())["protocol"]["dtype"] == dtype
+    single, double = (Evaluation.read(released / f"{dtype}.npz").elbo_nats for dtype in ("float32", "float64"))
+    assert 0 < np.abs(single - double).max() < 1e-3
+
+
+def test_models_are_compared_image_by_image(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    exact = CHECKPOINTS / "pixelcnn-pp-mnist-static"
+    again = Path(shutil.copytree(exact, tmp_path / exact.name))
+    out = tmp_path / "comparison.json"
+    assert main(["evaluate", str(released), str(again), "--limit=12", f"--out={out}", "--device=cpu"]) == 0
+    text = capsys.readouterr().out
+    assert f"Beside {LADDER}, image by image" in text
+    content = json.loads(out.read_text())
+    assert list(content["reports"]) == [LADDER, again.name]
+    (difference,) = content["differences"]
+    ladder, pixels = (Evaluation.read(path / "per_image-test-n12.npz") for path in (released, again))
+    assert difference["nats"]["mean"] == pytest.approx((pixels.best_nats - ladder.elbo_nats).mean(), abs=1e-12)
+    assert f"{difference['nats']['mean']:+.2f}" in text
+    assert main(["evaluate", str(released), str(released), "--limit=12", "--device=cpu"]) == 1
+    assert "each needs a name of its own" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_goes_on_by_the_same_command(
+    released: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ["evaluate", str(released), "--limit=12", "--chunk=4", "--device=cpu"]
+    encoded: list[int] = []
+    load = likelihoods.loaded
+
+    def loaded(*args: object) -> torch.nn.Module:
+        model = load(*args)  # type: ignore[arg-type]
+        encode = model.encode
+
+        def watched(x: torch.Tensor, y: torch.Tensor | None = None) -> object:
+            encoded.append(len(x))
+            if encoded == [4, 4, 4]:
+                raise KeyboardInterrupt
+            return encode(x, y)  # type: ignore[operator]
+
+        model.encode = watched  # type: ignore[assignment]
+        return model
+
+    monkeypatch.setattr(likelihoods, "loaded", loaded)
+    assert main(arguments) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (released / "report-test-n12.json").exists()
+    assert main(arguments) == 0
+    assert encoded == [4, 4, 4, 4], "the two parts that were done are not encoded again"
+    resumed = Evaluation.read(released / "per_image-test-n12.npz")
+    monkeypatch.undo()
+    assert main([*arguments, f"--out={released / 'whole.json'}"]) == 0
+    whole = Evaluation.read(released / "whole.npz")
+    np.testing.assert_array_equal(resumed.index, whole.index)
+    np.testing.assert_allclose(resumed.elbo_nats, whole.elbo_nats, rtol=0, atol=1e-9)
+
+
+def test_images_are_sorted_by_likelihood_and_told_from_known_ones(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The model's own images as reference, and black and white noise to tell from them."""
+    noise = tmp_path / "noise.npy"
+    np.save(noise, np.random.default_rng(0).integers(0, 2, (20, 28, 28), dtype=np.uint8))
+    reference, out = tmp_path / "known.json", tmp_path / "scores.csv"
+    common = [str(released), "--device=cpu"]
+    assert main(["evaluate", *common, "--limit=20", f"--out={reference}"]) == 0
+    data = ["--data=ArrayFile", f"--data.path={noise}", "--data.levels=2", "--split=train", "--limit=12"]
+    capsys.readouterr()
+    arguments = ["score", *common, *data, f"--reference={tmp_path / 'known.npz'}", f"--out={out}"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "area under the ROC curve 1.000 by low" in text
+    assert "arXiv:1810.09136" in text
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row["elbo_nats"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert {row["quantile"] for row in rows} == {"0.0"}
+    assert main([*arguments, "--importance-samples=2"]) == 1
+    assert "measure both alike" in capsys.readouterr().err
+
+
+def test_a_density_is_not_reported(released: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    load = likelihoods.loaded
+
+    def loaded(*args: object) -> torch.nn.Module:
+        model = load(*args)  # type: ignore[arg-type]
+        bound = type(model).bound
+
+        def raised(self: ConvVAE, *args: object, **kwargs: object) -> object:
+            exact = bound(self, *args, **kwargs)  # type: ignore[arg-type]
+            return type(exact)(exact.distortion_nats - 500, exact.kl_nats)
+
+        monkeypatch.setattr(type(model), "bound", raised)
+        return model
+
+    monkeypatch.setattr(likelihoods, "loaded", loaded)
+    assert main(["evaluate", str(released), "--limit=4", "--device=cpu"]) == 1
+    assert "this model gives a density" in capsys.readouterr().err
