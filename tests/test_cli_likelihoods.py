@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from wngen.cli import likelihoods, main
+from wngen.data import BinarizedMNIST
 from wngen.evaluation import Evaluation
 from wngen.models import ConvVAE
 
@@ -123,6 +124,30 @@ def test_images_are_sorted_by_likelihood_and_told_from_known_ones(
     assert {row["quantile"] for row in rows} == {"0.0"}
     assert main([*arguments, "--importance-samples=2"]) == 1
     assert "measure both alike" in capsys.readouterr().err
+
+
+def test_a_bound_is_checked_by_annealing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Few steps leave annealing below the bound, by no more than the gap between its directions, but for chance."""
+    released = Path(shutil.copytree(CHECKPOINTS / "conv-vae-iaf-mnist", tmp_path / "released"))
+    out = tmp_path / "report.json"
+    arguments = ["--data.binarization=static", "--limit=8", "--importance-samples=20", f"--out={out}", "--device=cpu"]
+    assert main(["evaluate", str(released), *arguments, "--ais=12", "--ais-chains=2", "--ais-images=5"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    check = json.loads(out.read_text())["annealing"]
+    assert (check["steps"], check["chains"], check["images"], check["simulated_images"]) == (12, 2, 5, 5)
+    annealed, bound, difference = (
+        check[name]["mean"] for name in ("log_likelihood_nats", "bound_nats", "difference_nats")
+    )
+    assert difference == pytest.approx(annealed - bound, abs=1e-9)
+    indices = BinarizedMNIST().evaluation_batches("test", 8, 5)
+    chosen = np.concatenate([batch.index.numpy() for batch in indices])
+    evaluation = Evaluation.read(tmp_path / "per_image.npz")
+    assert bound == pytest.approx(evaluation.best_nats[np.isin(evaluation.index, chosen)].mean(), abs=1e-9)
+    assert -check["gap_nats"]["mean"] * 2 < difference < 0
+    assert f"{difference:+.2f} ± {check['difference_nats']['standard_error']:.2f} nats. Its own error" in text
+    exact = ["evaluate", str(CHECKPOINTS / "pixelcnn-pp-mnist-static"), "--ais=10", "--device=cpu"]
+    assert main(exact) == 1
+    assert "there is no bound to check" in capsys.readouterr().err
 
 
 def test_a_density_is_not_reported(released: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

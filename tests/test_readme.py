@@ -8,7 +8,9 @@ import pytest
 from wngen.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README_PATH = ROOT / "README.md"
+README = README_PATH.read_text()
+PAGES = [README_PATH, *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -20,9 +22,17 @@ def test_python_snippet_runs(snippet, monkeypatch):
     assert len(scope) > 2
 
 
-def test_commands_exist():
-    mentioned = set(
-        re.findall(r"\bwngen (\w+)", " ".join(re.findall(r"```(?:bash)?\n(.*?)```", README, flags=re.DOTALL)))
-    )
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_exist(page):
+    blocks = " ".join(re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    mentioned = set(re.findall(r"\bwngen ([\w-]+)", blocks))
+    assert mentioned
     assert mentioned <= set(COMMANDS)
-    assert "fit" in mentioned
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert links or page != README_PATH
+    for link in links:
+        assert (page.parent / link).exists(), link

@@ -22,10 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wngen.evaluation.card import model_card
+from wngen.evaluation.evaluate import Evaluation
 from wngen.evaluation.report import Report, Weights
 from wngen.model import LikelihoodModel
 
-CONFIG, WEIGHTS, REPORT, CARD = "config.json", "model.safetensors", "report.json", "README.md"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+REPORT, PER_IMAGE = "report.json", "per_image.npz"
 PREFIX = "model."  # of the model's own entries in a training checkpoint
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last-previous.ckpt"  # of a run, the one before `last.ckpt` too
 
@@ -114,25 +116,30 @@ def newest_state(folder: Path | str) -> tuple[Path, Metadata, str | None]:
 
 
 def save_release(
-    model: LikelihoodModel, folder: Path | str, report: Report | None = None, metadata: Metadata | None = None
+    model: LikelihoodModel,
+    folder: Path | str,
+    report: Report | None = None,
+    metadata: Metadata | None = None,
+    evaluation: Evaluation | None = None,
 ) -> None:
-    """Write a model for sharing: `config.json`, `model.safetensors`, a model card `README.md`, and `report.json`.
+    """Write a model for sharing: `config.json`, `model.safetensors`, a model card `README.md`, and its figures.
 
     They are written beside the folder, which is then renamed into place. In a folder that is there already these
-    four are replaced, and other files are kept.
+    files are replaced, and others are kept.
 
     Args:
         model: what to release, the weights to release in place.
         folder: where to.
-        report: its evaluation; its figures go into the card.
+        report: its figures, for `report.json` and the card.
         metadata: as `read_metadata` gives it, so that the release tells what the model was trained on, and how.
+        evaluation: the figures of each image, for `per_image.npz`.
     """
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         new, old = Path(beside) / "new", Path(beside) / "old"
         if folder.exists():
-            shutil.copytree(folder, new, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS, REPORT, CARD))
+            shutil.copytree(folder, new, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS, REPORT, PER_IMAGE, CARD))
         new.mkdir(exist_ok=True)
         about = {
             "version": version("wngen"),
@@ -144,6 +151,8 @@ def save_release(
         shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody but the owner read it
         if report is not None:
             report.write(new / REPORT)
+        if evaluation is not None:
+            evaluation.write(new / PER_IMAGE)
         for name in (CARD, CONFIG, WEIGHTS):
             with (new / name).open("rb") as file:
                 os.fsync(file.fileno())

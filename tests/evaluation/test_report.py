@@ -280,5 +280,5 @@ def test_a_density_is_refused_with_the_reason(model: ConvVAE, evaluation: Evalua
 
 
 def test_figures_of_images_lie_beside_their_report():
-    names = {"report.json": "per_image.npz", "a/report-test-k5.json": "a/per_image-test-k5.npz", "x.json": "x.npz"}
+    names = {"report.json": "per_image.npz", "a/last-report-k5.json": "a/last-per_image-k5.npz", "x.json": "x.npz"}
     assert {str(per_image_path(report)) for report in names} == set(names.values())

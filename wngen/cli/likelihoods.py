@@ -27,6 +27,7 @@ def evaluate(argv: list[str]) -> None:
     add_data(parser)
     parser.add_importance_samples("K of the importance-weighted bound; none by default.")
     _add_protocol(parser)
+    _add_annealing(parser)
     parser.add_argument(
         "--out",
         type=str | None,
@@ -44,7 +45,12 @@ def evaluate(argv: list[str]) -> None:
             subject = Subject(loaded(options, where), data, training, options.weights)
             single = Path(options.out) if options.out and len(checkpoints) == 1 else None
             out = single or _report_path(where, options)
+            if options.ais is not None and subject.model.is_exact:
+                raise ValueError(f"--ais: the likelihood of {where} is exact, there is no bound to check; leave it out")
             measured = _measured(subject, options, out, processes)
+            if options.ais is not None:
+                how = (options.ais, options.ais_chains, options.ais_images, options.seed, options.chunk, processes)
+                measured = subject.annealed(measured, options.split, *how)
             candidates.append(Candidate(name, measured.report, measured.evaluation))
             if processes.rank == 0:
                 _show(measured, out)
@@ -118,6 +124,17 @@ def _add_protocol(parser: Arguments) -> None:
     )
 
 
+def _add_annealing(parser: Arguments) -> None:
+    """Add what annealed importance sampling takes."""
+    parser.add_argument(
+        "--ais",
+        type=int | None,
+        help="Check the bound by annealed importance sampling with so many steps, in both directions; none by default.",
+    )
+    parser.add_argument("--ais-chains", "--ais_chains", type=int, default=16, help="For each image.")
+    parser.add_argument("--ais-images", "--ais_images", type=int, default=100, help="Of those that are evaluated.")
+
+
 def _measured(subject: Subject, options: Any, out: Path, processes: Processes) -> Measurement:
     """Evaluate as the options of `_add_protocol` say, or go on with it after an interruption.
 
@@ -158,5 +175,7 @@ def _report_path(where: str, options: Any) -> Path:
         f"n{options.limit}" if options.limit else "",
         options.dtype or "",
     ]
-    folder = Path(where) if Path(where).is_dir() else Path()
-    return folder / f"{'-'.join(part for part in parts if part)}.json"
+    name = f"{'-'.join(part for part in parts if part)}.json"
+    if Path(where).is_dir():
+        return Path(where) / name
+    return Path(name if len(options.checkpoints) == 1 else f"{Path(where).stem}-{name}")

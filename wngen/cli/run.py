@@ -191,12 +191,12 @@ class Run:
         model = load(self.folder, device=device)
         subject = Subject(model, data, metadata.training)
         images = data.size("test")
-        report = None
+        report = evaluation = None
         if images:
             measured = subject.measure("test", importance_samples, out=self.folder / "report.json")
             measured.write(self.folder / "report.json")
-            report = measured.report
-        save_release(model, self.folder / "release", report, metadata)
+            report, evaluation = measured.report, measured.evaluation
+        save_release(model, self.folder / "release", report, metadata, evaluation)
         get_console().print(report or "There are no test images, and so no report.")
         save_png(grid(draw_samples(model, 64), model.spec.levels), self.folder / "samples.png")
         if isinstance(model, LatentVariableModel) and images:

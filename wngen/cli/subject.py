@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich import get_console
 
 from wngen.data import ImageDataModule, Split
 from wngen.evaluation import Evaluation, Report, evaluate, weights_sha256
+from wngen.evaluation.annealing import annealed_importance_sampling, bidirectional_monte_carlo, bound_check
 from wngen.evaluation.processes import ALONE, Processes
 from wngen.evaluation.report import Weights, per_image_path
 from wngen.evaluation.rows import Unfinished
@@ -131,6 +132,38 @@ class Subject:
         weights = "raw" if training.get("ema_decay") == 0 else self.weights  # an average that keeps nothing is none
         report = Report.of(evaluation, self.model, protocol, weights, training.get("precision"))
         return Measurement(report, evaluation, unfinished)
+
+    def annealed(
+        self,
+        measured: Measurement,
+        split: Split,
+        steps: int,
+        chains: int,
+        images: int,
+        seed: int = 0,
+        chunk: int | None = None,
+        processes: Processes = ALONE,
+    ) -> Measurement:
+        """Figures, and what annealed importance sampling says of the bound.
+
+        Args:
+            measured: the figures.
+            split: that they are of.
+            steps: from the prior to the posterior.
+            chains: for each image.
+            images: how many of those that were evaluated, and how many that the model draws.
+            seed: of the noise.
+            chunk: chains at once; what the model says by default.
+            processes: that share the images.
+        """
+        images = min(images, len(measured.evaluation.index))
+        progress = get_console().is_terminal and processes.rank == 0
+        options: dict[str, Any] = {"seed": seed, "chunk": chunk, "progress": progress, "processes": processes}
+        batches = self.data.evaluation_batches(split, self.model.chunk, images, processes.rank, processes.count)
+        annealed = annealed_importance_sampling(self.model, batches, images, steps, chains, **options)
+        sandwich = bidirectional_monte_carlo(self.model, images, steps, chains, **options)
+        check = bound_check(measured.evaluation, annealed, sandwich)
+        return replace(measured, report=replace(measured.report, annealing=check))
 
     def images(self, split: Split, count: int) -> Batch:
         """Some images of a split, on the model's device, with labels only where the model wants them."""

@@ -34,7 +34,8 @@ def model_card(model: LikelihoodModel, name: str, report: Report | None = None) 
         f"{parameters:,} parameters; images of {size} sub-pixels with {spec.levels} levels each.",
     ]
     if report is not None:
-        sections += ["## Figures", f"{report.data_line}.", _table(report.headings, report.rows), report.protocol_line]
+        sections += ["## Figures", f"{report.data_line}.", _table(report.headings, report.rows)]
+        sections += [line for line in (report.annealing_line, report.protocol_line) if line]
         if among := standings(report, parameters):
             sections += ["## Among published figures", _published(among), *_notes(among)]
     sections += [

@@ -17,6 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from torch import nn
 
+from wngen.evaluation.annealing.check import check_line
 from wngen.evaluation.evaluate import Evaluation
 from wngen.evaluation.layers import layer_names, layer_title
 from wngen.evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
@@ -45,6 +46,8 @@ class Report:
             `estimator`, `importance_samples` (K, or None), `latent_shapes` of the stochastic layers, the topmost first
             (absent from older reports), `confidence` and `resamples` of the bootstrap, `versions`, `device`,
             `wall_seconds`.
+        annealing: what annealed importance sampling says of the bound, as `bound_check` gives it; None where it was not
+            asked for (absent from older reports).
         schema: version of this form.
     """
 
@@ -52,6 +55,7 @@ class Report:
     nats: dict[str, Estimate]
     bits_per_dim: dict[str, Estimate]
     protocol: dict[str, Any]
+    annealing: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     @classmethod
@@ -212,12 +216,18 @@ class Report:
             f"torch {p['versions']['torch']}, {p['device']}, {p['wall_seconds']:,.0f} s."
         )
 
+    @property
+    def annealing_line(self) -> str:
+        """What annealed importance sampling says of the bound; empty where it was not asked for."""
+        best = "log_likelihood" if "log_likelihood" in self.nats else "elbo"
+        return "" if self.annealing is None else check_line(self.annealing, self.title(best))
+
     def __rich__(self) -> RenderableType:
         """The figures as a table that fits a terminal of 80 columns, with the protocol below it."""
         table = Table(
             title=f"{self.model['model']} on {self.data_line}",
             title_justify="left",
-            caption=self.protocol_line,
+            caption="\n".join(line for line in (self.annealing_line, self.protocol_line) if line),
             caption_justify="left",
             box=SIMPLE_HEAD,
         )
@@ -245,8 +255,7 @@ def weights_sha256(model: nn.Module) -> str:
 def per_image_path(report: Path | str) -> Path:
     """Where the figures of each image lie beside a report: `per_image.npz` beside `report.json`, and so on."""
     report = Path(report)
-    stem = report.stem.replace("report", "per_image", 1) if report.stem.startswith("report") else report.stem
-    return report.with_name(f"{stem}.npz")
+    return report.with_name(f"{report.stem.replace('report', 'per_image')}.npz")
 
 
 def _check_probabilities(evaluation: Evaluation) -> None:
