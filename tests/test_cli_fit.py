@@ -191,7 +191,7 @@ def test_with_all_of_them_damaged_it_says_so(halfway, capsys):
         ("--training.seed=1", "training.seed=0 (not 1)"),
         ("--trainer.precision=64-true", "training.precision=32-true (not 64-true)"),
         ("--trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=1 (not 2)"),
-        ("--trainer.limit_train_batches=3", "trainer.limit_train_batches=None (not 3)"),
+        ("--trainer.limit_train_batches=3", "trainer.limit_train_batches=None (not 3"),
     ],
 )
 def test_what_was_trained_so_far_must_be_what_is_trained_on(option, message, whole, capsys):

