@@ -96,6 +96,8 @@ def survive() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     moments = random.Random(options.seed)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         images = np.random.default_rng(0).integers(0, 256, (240, 6, 6), dtype=np.uint8)

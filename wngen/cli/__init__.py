@@ -21,9 +21,10 @@ from wngen.cli.likelihoods import evaluate, score
 from wngen.cli.listing import configs, models, published
 from wngen.cli.pictures import complete, interpolate, reconstruct, sample
 from wngen.cli.reporting import report
+from wngen.cli.scaling import critical_batch
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    command.__name__: command
+    command.__name__.replace("_", "-"): command
     for command in (
         fit,
         evaluate,
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         complete,
         reconstruct,
         interpolate,
+        critical_batch,
         models,
         configs,
         published,
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: wngen COMMAND ...\n")
         for command, function in COMMANDS.items():
-            print(f"  {command:12} {summary(function)}")
+            print(f"  {command:14} {summary(function)}")
         print("\n`wngen COMMAND --help` says more.")
         return 0
     if name not in COMMANDS:

@@ -18,7 +18,8 @@ from wngen.checkpoint import BEST, LAST, PREVIOUS, Metadata, load, newest_state,
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.evaluation import active_units
-from wngen.evaluation.figures import draw_curves, draw_rates
+from wngen.evaluation.batch_figures import draw_noise_scale
+from wngen.evaluation.figures import draw_curves, draw_rates, read_curves
 from wngen.latent import LatentVariableModel
 from wngen.sampling import completions, draw_samples, grid, ladder, reconstruct, save_png, upper_rows
 from wngen.training import AtomicCheckpointIO, Checkpoints, ImageGrids, Training, write_safely
@@ -215,6 +216,8 @@ class Run:
         parts = sorted((self.folder / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
         if parts:  # a user may have chosen another logger
             draw_curves(self.folder / "curves.png", *parts)
+            if "noise_scale/total" in read_curves(*parts):
+                draw_noise_scale(self.folder / "noise_scale.png", *parts)
         names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in self.folder.iterdir())
         get_console().print(f"In {self.folder}/: {', '.join(names)}")
 

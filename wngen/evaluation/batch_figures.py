@@ -66,7 +66,7 @@ def trade_off(fit: TradeOff, batch_sizes: Sequence[float], steps: Sequence[float
     axes = figure.subplots()
     around = [*batch_sizes, fit.critical_batch]
     batches = np.geomspace(min(around) / 2, max(around) * 2, 200)
-    hyperbola = fit.least_steps * (1 + fit.critical_batch / batches)
+    hyperbola = np.array([fit.steps(batch) for batch in batches])
     axes.plot(hyperbola, hyperbola * batches, color=VAL, linewidth=1.5, label="hyperbola")
     axes.axvline(fit.least_steps, color=TRAIN, linewidth=0.8, linestyle="--", label="least steps, least images")
     axes.axhline(fit.least_examples, color=TRAIN, linewidth=0.8, linestyle="--")
