@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from wngen import load
 from wngen.cli import likelihoods, main
 from wngen.data import BinarizedMNIST
+from wngen.distributions import Bernoulli
 from wngen.evaluation import Evaluation
-from wngen.models import ConvVAE
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 LADDER = "resnet-vae-mnist-static"
@@ -64,7 +68,7 @@ def test_models_are_compared_image_by_image(released: Path, tmp_path: Path, caps
     assert difference["nats"]["mean"] == pytest.approx((pixels.best_nats - ladder.elbo_nats).mean(), abs=1e-12)
     assert f"{difference['nats']['mean']:+.2f}" in text
     assert main(["evaluate", str(released), str(released), "--limit=12", "--device=cpu"]) == 1
-    assert "each needs a name of its own" in capsys.readouterr().err
+    assert "name each once" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_goes_on_by_the_same_command(
@@ -72,16 +76,17 @@ def test_an_interrupted_evaluation_goes_on_by_the_same_command(
 ):
     arguments = ["evaluate", str(released), "--limit=12", "--chunk=4", "--device=cpu"]
     encoded: list[int] = []
-    load = likelihoods.loaded
+    loads = likelihoods.loaded
 
     def loaded(*args: object) -> torch.nn.Module:
-        model = load(*args)  # type: ignore[arg-type]
+        model = loads(*args)  # type: ignore[arg-type]
         encode = model.encode
 
         def watched(x: torch.Tensor, y: torch.Tensor | None = None) -> object:
-            encoded.append(len(x))
-            if encoded == [4, 4, 4]:
-                raise KeyboardInterrupt
+            if len(x) > 1:  # one alone is looked at beforehand
+                encoded.append(len(x))
+                if encoded == [4, 4, 4]:
+                    raise KeyboardInterrupt
             return encode(x, y)  # type: ignore[operator]
 
         model.encode = watched  # type: ignore[assignment]
@@ -123,7 +128,7 @@ def test_images_are_sorted_by_likelihood_and_told_from_known_ones(
     assert values == sorted(values, reverse=True)
     assert {row["quantile"] for row in rows} == {"0.0"}
     assert main([*arguments, "--importance-samples=2"]) == 1
-    assert "measure both alike" in capsys.readouterr().err
+    assert "importance_samples None, wanted 2" in capsys.readouterr().err
 
 
 def test_a_bound_is_checked_by_annealing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -150,20 +155,49 @@ def test_a_bound_is_checked_by_annealing(tmp_path: Path, capsys: pytest.CaptureF
     assert "there is no bound to check" in capsys.readouterr().err
 
 
-def test_a_density_is_not_reported(released: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    load = likelihoods.loaded
+def test_a_density_is_refused_before_anything_is_measured(released: Path, monkeypatch, capsys):
+    """A Gaussian of a level scaled to [-1, 1], whose values at two levels sum to no 1, and stay below it."""
 
-    def loaded(*args: object) -> torch.nn.Module:
-        model = load(*args)  # type: ignore[arg-type]
-        bound = type(model).bound
+    def density(self: Bernoulli, x: torch.Tensor) -> torch.Tensor:
+        scaled = x.to(self.logits) * 2 - 1
+        return -0.5 * (scaled - self.logits.tanh()).square() - 0.5 * math.log(2 * math.pi)
 
-        def raised(self: ConvVAE, *args: object, **kwargs: object) -> object:
-            exact = bound(self, *args, **kwargs)  # type: ignore[arg-type]
-            return type(exact)(exact.distortion_nats - 500, exact.kl_nats)
-
-        monkeypatch.setattr(type(model), "bound", raised)
-        return model
-
-    monkeypatch.setattr(likelihoods, "loaded", loaded)
+    monkeypatch.setattr(Bernoulli, "log_prob", density)
+    monkeypatch.setattr(type(load(released)), "forward", None)
     assert main(["evaluate", str(released), "--limit=4", "--device=cpu"]) == 1
-    assert "this model gives a density" in capsys.readouterr().err
+    assert re.search(
+        r"2 levels of a sub-pixel have probabilities that sum to 0\.\d+, wanted 1", capsys.readouterr().err
+    )
+
+
+def test_reports_of_other_data_seeds_and_checkpoints_have_names_of_their_own(released: Path, tmp_path: Path):
+    common = ["--limit=4", "--device=cpu"]
+    other = ["--data.binarization=threshold"]
+    if "WNGEN_DATA" in os.environ:
+        assert main(["evaluate", str(released), *common, *other]) == 0
+        assert (released / "report-binarizedmnist-threshold-test-n4.json").is_file()
+    assert main(["evaluate", str(released), *common, "--seed=3"]) == 0
+    assert (released / "report-test-n4-seed3.json").is_file()
+    assert (released / "per_image-test-n4-seed3.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out=figures.npz"], "ends in .json"),
+        (["--limit=1"], "at least 2 images"),
+        (["--ais=0"], "at least 1 step"),
+        (["--ais=5", "--ais-images=1"], "2 images"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_before(options: list[str], message: str, released: Path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(released), "--device=cpu", *options])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reference_of_another_model_is_refused(released: Path, capsys):
+    exact = CHECKPOINTS / "pixelcnn-pp-mnist-static" / "per_image.npz"
+    assert main(["score", str(released), f"--reference={exact}", "--limit=4", "--device=cpu"]) == 1
+    assert "was not measured as these images are: weights_sha256" in capsys.readouterr().err

@@ -144,6 +144,30 @@ def test_an_interrupted_evaluation_goes_on(model: ConvVAE, tmp_path: Path, after
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("first", [0, 1, 4])
+@pytest.mark.parametrize("second", [0, 2])
+def test_interruptions_within_a_batch_lose_no_bound(
+    model: ConvVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
+):
+    """Twice, each after so many parts of the importance-weighted bound, also before any is there."""
+    whole = evaluate(model, batches(), IMAGES, 3)
+    log_likelihood = ConvVAE.log_likelihood
+    for parts in (first, second):
+        left = iter(range(parts))
+
+        def broken(self: ConvVAE, *args: Any, left: Iterator[int] = left, **kwargs: Any) -> Tensor:
+            if next(left, None) is None:
+                raise Interrupted
+            return log_likelihood(self, *args, **kwargs)
+
+        monkeypatch.setattr(ConvVAE, "log_likelihood", broken)
+        with pytest.raises(Interrupted):
+            evaluate(model, batches(), IMAGES, 3, chunk=6, unfinished=Unfinished(tmp_path / "x[1].npz", KEY))
+        monkeypatch.undo()
+    result = evaluate(model, batches(), IMAGES, 3, unfinished=Unfinished(tmp_path / "x[1].npz", KEY))
+    same(result, whole)
+
+
 def test_what_was_kept_for_another_evaluation_or_damaged_is_not_taken_up(model: ConvVAE, tmp_path: Path):
     path = tmp_path / "per_image.npz"
     with pytest.raises(Interrupted):

@@ -44,7 +44,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 1 for an error with a message, 2 for a mistake in the arguments."""
+    """Run a command; 0 if it went well, 1 for an error with a message, 2 for wrong arguments, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     _quieten()
     try:
         COMMANDS[name](rest)
+    except KeyboardInterrupt:
+        print(f"\nwngen {name}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MisconfigurationException) as error:
         if os.environ.get("WNGEN_TRACEBACK"):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from wngen.arguments import Arguments
 from wngen.checkpoint import read_metadata
 from wngen.cli.options import add_data, data_of, loaded, model_parser, parse, parse_with_data
 from wngen.cli.subject import Measurement, Subject
-from wngen.evaluation import Evaluation
+from wngen.data import ImageDataModule
+from wngen.evaluation import Evaluation, Report, weights_sha256
 from wngen.evaluation.paired import Candidate, Comparison
 from wngen.evaluation.processes import Processes, joined
 from wngen.evaluation.published import comparison
@@ -34,23 +36,21 @@ def evaluate(argv: list[str]) -> None:
         help="Where the report goes, as JSON; report-<split>.json in the run folder. Of several models the comparison.",
     )
     options, _ = parse(parser, argv)
+    _check(parser, options)
     checkpoints: list[str] = options.checkpoints
     data = data_of(parser, options, checkpoints[0])
     names = [Path(where).name for where in checkpoints]
     names = names if len(set(names)) == len(names) else checkpoints
-    candidates = []
     with joined() as processes:
-        for where, name in zip(checkpoints, names, strict=True):
-            training = read_metadata(where).training
-            subject = Subject(loaded(options, where), data, training, options.weights)
-            single = Path(options.out) if options.out and len(checkpoints) == 1 else None
-            out = single or _report_path(where, options)
-            if options.ais is not None and subject.model.is_exact:
-                raise ValueError(f"--ais: the likelihood of {where} is exact, there is no bound to check; leave it out")
+        subjects = _subjects(options, data, processes)
+        outs = [_report_path(where, subject, options) for where, subject in zip(checkpoints, subjects, strict=True)]
+        if options.out and len(checkpoints) == 1:
+            outs = [Path(options.out)]
+        if len(set(outs)) < len(outs):
+            raise ValueError(f"{', '.join(checkpoints)}: the same model twice; name each once")
+        candidates = []
+        for name, subject, out in zip(names, subjects, outs, strict=True):
             measured = _measured(subject, options, out, processes)
-            if options.ais is not None:
-                how = (options.ais, options.ais_chains, options.ais_images, options.seed, options.chunk, processes)
-                measured = subject.annealed(measured, options.split, *how)
             candidates.append(Candidate(name, measured.report, measured.evaluation))
             if processes.rank == 0:
                 _show(measured, out)
@@ -60,6 +60,33 @@ def evaluate(argv: list[str]) -> None:
             if options.out:
                 compared.write(options.out)
                 get_console().print(f"Written to {options.out}")
+
+
+def _check(parser: Arguments, options: Any) -> None:
+    """What would fail only after hours is refused before them."""
+    if options.out and (Path(options.out).suffix != ".json" or Path(options.out).is_dir()):
+        parser.error(f"--out {options.out}: wanted the name of a file that ends in .json")
+    if options.limit is not None and options.limit < 2:
+        parser.error(f"--limit {options.limit}: a standard error needs at least 2 images")
+    if options.ais is not None and (options.ais < 1 or options.ais_chains < 1 or options.ais_images < 2):
+        parser.error(
+            f"--ais {options.ais} --ais-chains {options.ais_chains} --ais-images {options.ais_images}: wanted at least "
+            "1 step, 1 chain and 2 images"
+        )
+
+
+def _subjects(options: Any, data: ImageDataModule, processes: Processes) -> list[Subject]:
+    """All models, each known to fit the data, which the first process gets where it has to be got."""
+    if processes.rank == 0:
+        data.images(options.split)
+    processes.gather(None)
+    subjects = [
+        Subject(loaded(options, where), data, read_metadata(where).training, options.weights)
+        for where in options.checkpoints
+    ]
+    if options.ais is not None and all(subject.model.is_exact for subject in subjects):
+        raise ValueError("--ais: the likelihood is exact, there is no bound to check; leave it out")
+    return subjects
 
 
 def score(argv: list[str]) -> None:
@@ -75,21 +102,15 @@ def score(argv: list[str]) -> None:
     )
     parser.add_argument("--out", type=str, default="scores.csv", help="The table.")
     options, subject = parse_with_data(parser, argv)
-    reference = None if options.reference is None else Evaluation.read(options.reference)
-    k = None if subject.model.is_exact else options.importance_samples
-    if reference is not None and (reference.is_exact, reference.importance_samples) != (subject.model.is_exact, k):
-        kinds = [f"K = {samples}" if samples else "no K" for samples in (reference.importance_samples, k)]
-        raise ValueError(
-            f"--reference {options.reference} was measured by the {reference.estimator} likelihood with {kinds[0]}, "
-            f"these images would be with {kinds[1]}: measure both alike, see --importance-samples"
-        )
+    reference = None if options.reference is None else _reference(Path(options.reference), subject, options)
     with joined() as processes:
         measured = _measured(subject, options, Path(options.out), processes)
         if processes.rank:
             return
     evaluation, spec = measured.evaluation, subject.model.spec
     known = None if reference is None else reference.best_nats
-    write_scores(options.out, evaluation, spec, _labels(subject, options), known)
+    names = subject.data.file_names(options.split)
+    write_scores(options.out, evaluation, spec, _labels(subject, options), known, names)
     measured.discard_unfinished()
     nats, data_line = evaluation.best_nats, measured.report.data_line
     get_console().print(f"{data_line}: {nats.min():.2f} to {nats.max():.2f} nats, mean {nats.mean():.2f}")
@@ -104,6 +125,26 @@ def score(argv: list[str]) -> None:
         "most models (Nalisnick et al. 2019, arXiv:1810.09136)."
     )
     get_console().print(f"Written to {options.out}, the likeliest first")
+
+
+def _reference(path: Path, subject: Subject, options: Any) -> Evaluation:
+    """Figures of other images under the same model.
+
+    Raises:
+        ValueError: they are of another model, or were measured otherwise; told by the report beside them.
+    """
+    evaluation = Evaluation.read(path)
+    report = Report.read(path.with_name(f"{path.stem.replace('per_image', 'report')}.json"))
+    k = None if subject.model.is_exact else options.importance_samples
+    dtype = options.dtype or str(next(subject.model.parameters()).dtype).removeprefix("torch.")
+    wanted = {"weights_sha256": weights_sha256(subject.model)[:12], "importance_samples": k, "dtype": dtype}
+    seen = {
+        **{name: report.protocol[name] for name in wanted},
+        "weights_sha256": report.protocol["weights_sha256"][:12],
+    }
+    if differing := [f"{name} {seen[name]}, wanted {wanted[name]}" for name in wanted if seen[name] != wanted[name]]:
+        raise ValueError(f"--reference {path} was not measured as these images are: {'; '.join(differing)}")
+    return evaluation
 
 
 def _labels(subject: Subject, options: Any) -> NDArray[np.int64] | None:
@@ -136,24 +177,22 @@ def _add_annealing(parser: Arguments) -> None:
 
 
 def _measured(subject: Subject, options: Any, out: Path, processes: Processes) -> Measurement:
-    """Evaluate as the options of `_add_protocol` say, or go on with it after an interruption.
+    """Evaluate as the options say, or go on with it after an interruption.
 
     Raises:
         ValueError: interrupted by Ctrl-C; the message says how to go on.
     """
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    k, annealing = options.importance_samples, options.get("ais")
     try:
-        return subject.measure(
-            options.split,
-            options.importance_samples,
-            options.seed,
-            options.chunk,
-            options.limit,
-            None if options.dtype is None else getattr(torch, options.dtype),
-            out,
-            processes,
-        )
+        measured = subject.measure(options.split, k, options.seed, options.chunk, options.limit, dtype, out, processes)
+        if annealing is None or subject.model.is_exact:
+            return measured
+        how = options.ais_chains, options.ais_images, options.seed, options.chunk, dtype, processes
+        return subject.annealed(measured, options.split, annealing, *how)
     except KeyboardInterrupt:
-        raise ValueError("interrupted; the same command goes on after the images that are done") from None
+        anew = "" if annealing is None else "; annealing begins anew"
+        raise ValueError(f"interrupted: the same command goes on after the images that are done{anew}") from None
 
 
 def _show(measured: Measurement, out: Path) -> None:
@@ -165,17 +204,31 @@ def _show(measured: Measurement, out: Path) -> None:
     get_console().print(f"Written to {out}")
 
 
-def _report_path(where: str, options: Any) -> Path:
-    """In the folder of the model where it has one, under a name that says in what it differs from the usual."""
+def _report_path(where: str, subject: Subject, options: Any) -> Path:
+    """Beside the model where it has a place, under a name that says in what it differs from the usual."""
+    stored = read_metadata(where).data
     parts = [
         "report",
+        "" if stored is None or _as_evaluated(stored) == _as_evaluated(subject.data.config) else _data_name(subject),
         options.split,
         "" if options.weights == "ema" else options.weights,
         f"k{options.importance_samples}" if options.importance_samples else "",
         f"n{options.limit}" if options.limit else "",
+        f"seed{options.seed}" if options.seed else "",
         options.dtype or "",
     ]
-    name = f"{'-'.join(part for part in parts if part)}.json"
-    if Path(where).is_dir():
-        return Path(where) / name
-    return Path(name if len(options.checkpoints) == 1 else f"{Path(where).stem}-{name}")
+    name, path = f"{'-'.join(part for part in parts if part)}.json", Path(where)
+    if path.is_dir():
+        return path / name
+    return path.with_name(f"{path.stem}-{name}") if path.is_file() else Path(f"{where.replace('/', '--')}-{name}")
+
+
+def _as_evaluated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a data set's arguments those that its evaluated images depend on."""
+    others = {"batch_size", "seed", "horizontal_flips", "root"}
+    return {name: str(value) for name, value in config.items() if name not in others}
+
+
+def _data_name(subject: Subject) -> str:
+    binarization = subject.data.binarization
+    return "-".join([subject.data.name.lower(), *([] if binarization == "none" else [binarization])])

@@ -41,7 +41,8 @@ def loaded(options: Any, checkpoint: str | None = None) -> LikelihoodModel:
     """The model that the options of `model_parser` name, or another in its place, where they want it."""
     device = options.device
     if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        device = f"cuda:{rank % gpus}" if gpus else "cpu"
     return load(checkpoint or options.checkpoint, options.weights, device)
 
 

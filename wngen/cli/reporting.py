@@ -157,6 +157,8 @@ class Source:
             f"--importance-samples {k}" if k else "",
             f"--limit {images}" if images < protocol["data"].get("split_images", images) else "",
             f"--seed {protocol['seed']}" if protocol["seed"] else "",
+            "--weights raw" if protocol["weights"] == "raw" else "",
+            "" if protocol["dtype"] == "float32" else f"--dtype {protocol['dtype']}",
             f"--out {self.path}",
         ]
         return " ".join(["`wngen evaluate", str(self.folder), *filter(None, options)]) + "`"
@@ -182,10 +184,11 @@ class Source:
     def _model(self, device: str) -> LikelihoodModel:
         protocol = self.report.protocol
         wanted, dtype = protocol["weights_sha256"], getattr(torch, protocol["dtype"])
-        model = load(self.folder, device=device).to(dtype)
+        model = load(self.folder, device=device)
         if protocol["weights"] == "raw" and weights_sha256(model) != wanted:
-            model = load(self.folder, "raw", device).to(dtype)
-        if (seen := weights_sha256(model)) != wanted:
+            model = load(self.folder, "raw", device)
+        seen = weights_sha256(model)
+        if wanted not in (seen, weights_sha256(model.to(dtype))):
             raise ValueError(
                 f"{self.folder} holds other weights than those that {self.path.name} is of: their SHA-256 is "
                 f"{seen[:12]}, wanted {wanted[:12]}; {self._again} measures them."

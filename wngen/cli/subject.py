@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from rich import get_console
 from wngen.data import ImageDataModule, Split
 from wngen.evaluation import Evaluation, Report, evaluate, weights_sha256
 from wngen.evaluation.annealing import annealed_importance_sampling, bidirectional_monte_carlo, bound_check
+from wngen.evaluation.audit.probabilities import check_mass
 from wngen.evaluation.processes import ALONE, Processes
 from wngen.evaluation.report import Weights, per_image_path
 from wngen.evaluation.rows import Unfinished
@@ -109,13 +111,15 @@ class Subject:
                 there.
             processes: that share the images.
         """
+        check_mass(self.model, self.images(split, 1))
         training = self.training or {}
         chunk = self.model.chunk if chunk is None else chunk
         protocol = self.data.protocol(split, limit)
         unfinished = None
         if out is not None:
             k = None if self.model.is_exact else importance_samples
-            key = {"weights": weights_sha256(self.model), "data": protocol, "k": k, "seed": seed, "dtype": str(dtype)}
+            model = {"weights": weights_sha256(self.model), **self.model.config}
+            key = {"model": model, "data": protocol, "k": k, "seed": seed, "dtype": str(dtype)}
             unfinished = Unfinished(per_image_path(out), {**key, "wngen": version("wngen")}, processes.rank)
         evaluation = evaluate(
             self.model,
@@ -142,6 +146,7 @@ class Subject:
         images: int,
         seed: int = 0,
         chunk: int | None = None,
+        dtype: torch.dtype | None = None,
         processes: Processes = ALONE,
     ) -> Measurement:
         """Figures, and what annealed importance sampling says of the bound.
@@ -154,14 +159,16 @@ class Subject:
             images: how many of those that were evaluated, and how many that the model draws.
             seed: of the noise.
             chunk: chains at once; what the model says by default.
+            dtype: of the chains; that of the weights by default.
             processes: that share the images.
         """
         images = min(images, len(measured.evaluation.index))
         progress = get_console().is_terminal and processes.rank == 0
         options: dict[str, Any] = {"seed": seed, "chunk": chunk, "progress": progress, "processes": processes}
+        model = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
         batches = self.data.evaluation_batches(split, self.model.chunk, images, processes.rank, processes.count)
-        annealed = annealed_importance_sampling(self.model, batches, images, steps, chains, **options)
-        sandwich = bidirectional_monte_carlo(self.model, images, steps, chains, **options)
+        annealed = annealed_importance_sampling(model, batches, images, steps, chains, **options)
+        sandwich = bidirectional_monte_carlo(model, images, steps, chains, **options)
         check = bound_check(measured.evaluation, annealed, sandwich)
         return replace(measured, report=replace(measured.report, annealing=check))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
@@ -229,6 +229,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def size(self, split: Split) -> int:
         """How many images a split has."""
         return len(self.images(split))
+
+    def file_names(self, split: Split) -> Sequence[str] | None:
+        """Of the images of a split, in the order of their indices; None where they have no files of their own."""
+        return None
 
     def _chosen(self, split: Split, limit: int | None) -> Tensor:
         """Indices in order: all of a split, or `limit` drawn without replacement."""

@@ -71,6 +71,11 @@ class ImageFolder(ImageDataModule):
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
+    def file_names(self, split: Split) -> Sequence[str]:
+        rows = self.images(split).rows.tolist()
+        names = image_names(Path(self.path).expanduser())
+        return [names[row] for row in rows]
+
     def load(self) -> dict[Split, Images]:
         folder = Path(self.path).expanduser()
         names = image_names(folder)

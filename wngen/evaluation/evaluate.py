@@ -142,7 +142,8 @@ def evaluate(
     if dtype not in (None, first_weight(model).dtype):
         model = copy.deepcopy(model).to(dtype)
     done = _taken_over(unfinished, processes)
-    rows = Rows(images, done)
+    figures = ("distortion_nats", "layer_kl_nats", *(("log_likelihood_nats",) if k else ()))
+    rows = Rows(images, done, figures)
     try:
         with prepared(model, device) as home, reported(progress, images / processes.count) as advance:
             for batch in batches:

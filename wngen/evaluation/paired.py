@@ -47,6 +47,7 @@ class Difference:
         baseline_figure: the other's. An exact log-likelihood stands beside bounds too, which are below the other's own.
         nats: the mean difference per image, with the bootstrap interval of the mean over images.
         bits_per_dim: the same as a cost: negative where the model is better.
+        importance_samples: K of the model's importance-weighted bound and of the other's, or None.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Difference:
     baseline_figure: str
     nats: Estimate
     bits_per_dim: Estimate
+    importance_samples: tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,10 @@ class Comparison:
     def __rich__(self) -> RenderableType:
         """The figures, and below them the differences, in tables that fit a terminal of 80 columns."""
         first = self.reports[0]
-        figures = _table(f"On {first.data_line}", "nats", "bits/dim")
+        is_one = len({report.data_line for report in self.reports}) == 1  # conditional models are told so
+        figures = _table(f"On {first.data_line}" if is_one else "On the same images", "nats", "bits/dim")
         for name, report in zip(self.names, self.reports, strict=True):
-            figures.add_row(name)
+            figures.add_row(name if is_one else f"{name}, {report.data_line}")
             for figure in FIGURES:
                 if figure in report.nats:
                     values = (_with_error(report.nats[figure], 2), _with_error(report.bits_per_dim[figure], 4))
@@ -143,9 +146,12 @@ def _differences(other: Candidate, first: Candidate) -> list[Difference]:
         if None not in figures:
             pairs[tuple(figures)] = _values(other, figures[0]) - _values(first, figures[1])
     spec = ImageSpec(*(first.report.model[name] for name in ("channels", "height", "width", "levels")))
+    samples = other.evaluation.importance_samples, first.evaluation.importance_samples
     nats = estimate({" - ".join(map(str, figures)): values for figures, values in pairs.items()}) if pairs else {}
     return [
-        Difference(other.name, first.name, str(a), str(b), difference, difference.times(-spec.bits_per_dim(1.0)))
+        Difference(
+            other.name, first.name, str(a), str(b), difference, difference.times(-spec.bits_per_dim(1.0)), samples
+        )
         for (a, b), difference in zip(pairs, nats.values(), strict=True)
     ]
 

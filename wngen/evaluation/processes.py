@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from torch import distributed
@@ -34,6 +35,8 @@ class Processes:
         return values  # type: ignore[return-value]
 
 
+PATIENCE = timedelta(days=7)  # of processes that are done with their images
+
 ALONE = Processes()
 
 
@@ -46,7 +49,7 @@ def joined() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
         yield ALONE
         return
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import time
 import zipfile
 import zlib
@@ -27,10 +29,11 @@ class Rows:
     Args:
         images: how many there must be in the end, over all processes.
         done: figures that are there already, of some of the images: these need not be computed.
+        figures: names of those that every image must have; by default those that have been put.
     """
 
-    def __init__(self, images: int, done: Tables | None = None) -> None:
-        self.images = images
+    def __init__(self, images: int, done: Tables | None = None, figures: Iterable[str] = ()) -> None:
+        self.images, self._figures = images, frozenset(figures)
         self._seen: set[int] = set()
         self._done: set[int] = set() if done is None else set(done["index"].tolist())
         self._parts: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float64]]]] = {}
@@ -74,7 +77,7 @@ class Rows:
             index, table = (np.concatenate(column) for column in zip(*parts, strict=True))
             order = np.argsort(index)
             columns[name] = index[order], table[order]
-        if not columns:
+        if not columns or not self._figures <= columns.keys():
             return {}
         common = set.intersection(*(set(rows.tolist()) for rows, _ in columns.values()))
         complete = np.array(sorted(common), dtype=np.int64)
@@ -94,6 +97,7 @@ def merged(parts: Iterable[Tables], images: int | None = None) -> Tables:
     parts = [part for part in parts if part]
     if not parts:
         parts = [{"index": np.empty(0, np.int64)}]
+    assert all(part.keys() == parts[0].keys() for part in parts)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     index, counts = np.unique(joined["index"], return_counts=True)
     if (counts > 1).any():
@@ -182,11 +186,18 @@ class Unfinished:
             path.unlink(missing_ok=True)
 
     def take_over(self, tables: Tables) -> None:
-        """Keep these, which `read` has given, in this process's file alone."""
+        """Keep these, which `read` has given, in this process's file alone.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self._folder, os.W_OK):
+            raise PermissionError(f"nothing can be written into {self._folder}; say by --out where figures may go")
         self.write(tables)
         for path in self._files():
             if path != self._own:
                 path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob(f"{self._prefix}-*"))
+        return sorted(self._folder.glob(f"{glob.escape(self._prefix)}-*"))

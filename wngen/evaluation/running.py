@@ -21,6 +21,8 @@ def parts(
     batch: Batch, size: int, model: LikelihoodModel, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """At most `size` images at a time on the device, with the labels that the model asks for."""
+    if not len(batch.index):  # which would be split into one part of none
+        return
     for part in torch.arange(len(batch.index), device=batch.index.device).split(size):
         label = None if model.num_classes is None or batch.label is None else batch.label[part].to(device)
         yield batch.image[part].to(device), label, batch.index[part].to(device)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +55,14 @@ def write_scores(
     spec: ImageSpec,
     label: NDArray[np.int64] | None = None,
     reference: NDArray[np.float64] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write a table of images as CSV, the likeliest first.
 
-    Its columns are `index`, the image's place in its split; `label`, where there are any; `log_likelihood_nats` (exact
-    or the importance-weighted bound) or `elbo_nats`; `bits_per_dim`, the same as a cost; of a model with latent
-    variables `distortion_nats` and `rate_nats`; and, with a reference, `quantile`, the part of its images that are less
-    likely.
+    Its columns are `index`, the image's place in its split; `file`, where it has a name; `label`, where there are any;
+    `log_likelihood_nats` (exact or the importance-weighted bound) or `elbo_nats`; `bits_per_dim`, the same as a cost;
+    of a model with latent variables `distortion_nats` and `rate_nats`; and, with a reference, `quantile`, the part of
+    its images that are less likely.
 
     Args:
         path: of the file; its folder is made if there is none.
@@ -67,9 +70,12 @@ def write_scores(
         spec: of the images.
         label: `(N,)`, their classes.
         reference: `(M,)` log-likelihoods.
+        names: of all images of the split.
     """
     nats = evaluation.best_nats
-    columns: dict[str, NDArray[np.int64] | NDArray[np.float64]] = {"index": evaluation.index}
+    columns: dict[str, NDArray[Any]] = {"index": evaluation.index}
+    if names is not None:
+        columns["file"] = np.array(names)[evaluation.index]
     if label is not None:
         columns["label"] = label
     columns["elbo_nats" if evaluation.log_likelihood_nats is None else "log_likelihood_nats"] = nats

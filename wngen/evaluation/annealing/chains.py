@@ -134,7 +134,8 @@ def bidirectional_monte_carlo(
     at_least(1, images=images)
     lower, upper = Rows(images), Rows(images)
     with prepared(model, device) as home, reported(progress, images / processes.count, "annealing") as advance:
-        for index in torch.arange(processes.rank, images, processes.count).split(annealing.images_at_once):
+        own = torch.arange(images)[processes.rank :: processes.count]
+        for index in own.split(annealing.images_at_once) if len(own) else ():
             batch, eps = simulated(annealing.model, index.to(home), seed)
             x, y, index = batch.image, batch.label, batch.index
             share = annealing.share(advance, directions=2)

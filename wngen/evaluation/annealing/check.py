@@ -24,7 +24,7 @@ def bound_check(evaluation: Evaluation, annealed: Annealed, sandwich: Sandwich) 
         JSON-able: `log_likelihood_nats` by annealing, `bound_nats` of the same images, `difference_nats` of the first
         from the second image by image, and `gap_nats` between chains in both directions, each an `Estimate` as a dict;
         mean `acceptance` and `effective_chains`; `images`, `simulated_images`, `steps`, `chains`, `leapfrog_steps`,
-        `wall_seconds`.
+        `dtype`, `seed`, `wall_seconds`.
 
     Raises:
         ValueError: images that were annealed and not evaluated, or fewer than two.
@@ -42,7 +42,7 @@ def bound_check(evaluation: Evaluation, annealed: Annealed, sandwich: Sandwich) 
         "effective_chains": float(annealed.effective_chains.mean()),
         "images": len(annealed.index),
         "simulated_images": len(sandwich.gap_nats),
-        **{name: getattr(annealed, name) for name in ("steps", "chains", "leapfrog_steps")},
+        **{name: getattr(annealed, name) for name in ("steps", "chains", "leapfrog_steps", "dtype", "seed")},
         "wall_seconds": round(annealed.wall_seconds + sandwich.lower.wall_seconds, 3),
     }
 

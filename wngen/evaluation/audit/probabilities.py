@@ -12,13 +12,17 @@ from torch import Tensor
 from wngen.autoregressive import AutoregressiveModel
 from wngen.distributions import PixelDistribution
 from wngen.evaluation.audit.claim import Measured, Skipped, Specimen, claimed, standard_errors
+from wngen.image import Batch
 from wngen.latent import LatentVariableModel
+from wngen.model import LikelihoodModel
 from wngen.noise import Noise
+from wngen.precision import full_precision
 
 MOST_PROBABILITIES = 2**23  # of levels of sub-pixels, that are computed for one claim
 MOST_VALUES = 512  # of a pixel's channels together
 MOST_IMAGES = 4096  # of which each can be looked at
 REPEATS = 256
+MASS_TOLERANCE = 1e-3  # far above the rounding of single precision
 
 
 @claimed(
@@ -134,6 +138,40 @@ def moments(distribution: PixelDistribution, x: Tensor, levels: int) -> Moments:
     return Moments(mass, entropy, square)
 
 
+def pixel_distribution(model: LikelihoodModel, x: Tensor, y: Tensor | None) -> PixelDistribution | None:
+    """What a model predicts of the pixels of `(B, C, H, W)` levels; None if it has nothing to show."""
+    if isinstance(model, AutoregressiveModel):
+        return model.distribution(model.predict(model.spec.scale(x, next(model.parameters()).dtype), y))
+    if isinstance(model, LatentVariableModel):
+        return model.decode(model.represent(x, y), y)
+    return None
+
+
+@torch.no_grad()
+def check_mass(model: LikelihoodModel, batch: Batch) -> None:
+    """Refuse a model that gives pixels a density in place of probabilities, before anything is measured.
+
+    Args:
+        model: in eval mode.
+        batch: one image of it is enough, where the model is.
+
+    Raises:
+        ValueError: the levels of a sub-pixel do not have probabilities that sum to 1.
+    """
+    with full_precision(batch.image.device):
+        distribution = pixel_distribution(model, batch.image, batch.label)
+        if distribution is None:
+            return
+        mass = moments(distribution, batch.image, model.spec.levels).mass.flatten()
+    worst = float(mass[(mass - 1).abs().argmax()])
+    if abs(worst - 1) > MASS_TOLERANCE:
+        raise ValueError(
+            f"the {model.spec.levels} levels of a sub-pixel have probabilities that sum to {worst:.4g}, wanted 1: a "
+            "density at the levels is no probability of them, and its bits per dimension mean nothing as long as the "
+            "data is not dequantized. Use a likelihood of levels, such as discretized logistics"
+        )
+
+
 def few_enough(specimen: Specimen, n: int) -> int:
     """At most `n` images, at least one, such that the probabilities of all their levels are not too many."""
     spec = specimen.exact.spec
@@ -143,13 +181,9 @@ def few_enough(specimen: Specimen, n: int) -> int:
 @torch.no_grad()
 def _pixels(specimen: Specimen) -> tuple[PixelDistribution, Tensor] | None:
     """The distribution that the model gives to pixels of the images, and these; None if it has none to show."""
-    model = specimen.exact
     x, y, _ = specimen.first(few_enough(specimen, len(specimen.x)))
-    if isinstance(model, AutoregressiveModel):
-        return model.distribution(model.predict(model.spec.scale(x, torch.double), y)), x
-    if isinstance(model, LatentVariableModel):
-        return model.decode(model.represent(x, y), y), x
-    return None
+    distribution = pixel_distribution(specimen.exact, x, y)
+    return None if distribution is None else (distribution, x)
 
 
 def _every_image(specimen: Specimen) -> Tensor | None:
