@@ -98,12 +98,12 @@ def _instantiated(options: Namespace) -> dict[str, Any]:
 
 def _folder(parser: Arguments, resumed: str | None, named: str | None, config: str) -> Path:
     """The folder of the run, the same in all its processes: Lightning starts the others by the same command line."""
-    is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if is_first_process:
+    started = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))  # by something else
+    if started == 1:
         os.environ["WNGEN_RUN"] = f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = resumed or named or os.environ.get("WNGEN_RUN")
     if folder is None:
         parser.error("processes that something else than wngen starts need a folder in common: name it by --run")
-    if resumed is None and is_first_process and any(Path(folder).glob("*.ckpt")):
+    if resumed is None and any(Path(folder).glob("*.ckpt")):
         parser.error(f"--run {folder}: holds a run already; continue it by --resume {folder}, or name another folder")
     return Path(folder)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from rich import get_console
 
 from wngen.autoregressive import AutoregressiveModel
@@ -111,7 +116,11 @@ class Run:
             images: the callback that draws pictures at each validation.
             checkpoints: the callback that writes what the run goes on from.
             has_validation: whether there are images to validate on, and so a best checkpoint.
+
+        Raises:
+            ValueError: a strategy that divides the model.
         """
+        check_strategy(options["strategy"])
         if options["logger"] in (None, True):
             options["logger"] = [
                 CSVLogger(self.folder, name="metrics"),
@@ -138,7 +147,9 @@ class Run:
         options["enable_model_summary"] = options["enable_model_summary"] or False
         options["use_distributed_sampler"] = False  # the data module divides the images among processes itself
         options["default_root_dir"] = str(self.folder)
-        return pl.Trainer(**options)
+        trainer = pl.Trainer(**options)
+        check_strategy(trainer.strategy)
+        return trainer
 
     def train(
         self,
@@ -170,8 +181,12 @@ class Run:
             if trainer.is_global_zero:
                 print(f"wngen fit: interrupted; {again} goes on from {place}", file=sys.stderr)
             raise SystemExit(lightnings.get(stop.code, stop.code)) from None
-        except OSError as error:
-            error.strerror = f"{error.strerror or error}. With that put right, {again} goes on"
+        except Exception as error:
+            if isinstance(error, OSError):
+                error.strerror = f"{error.strerror or error}. With that put right, {again} goes on"
+            if trainer.world_size > 1:
+                children = getattr(trainer.strategy.launcher, "procs", [])
+                end_all(trainer.global_rank, trainer.world_size, children)
             raise
 
     def _announce(self, training: Training, data: ImageDataModule) -> None:
@@ -220,6 +235,39 @@ class Run:
                 draw_noise_scale(self.folder / "noise_scale.png", *parts)
         names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in self.folder.iterdir())
         get_console().print(f"In {self.folder}/: {', '.join(names)}")
+
+
+def check_strategy(strategy: object) -> None:
+    """Every process holds the whole model: its average, its norms and its checkpoints are made of whole tensors.
+
+    Raises:
+        ValueError: a strategy that divides the model, or starts its processes in another way than by this command.
+    """
+    if strategy not in ("auto", "ddp") and type(strategy) not in (SingleDeviceStrategy, DDPStrategy):
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        raise ValueError(
+            f"--trainer.strategy {name}: wanted auto or ddp, where every process holds the whole model; to have a "
+            "large one fit, lower data.batch_size, or choose precision bf16-mixed"
+        )
+
+
+def end_all(rank: int, count: int, children: Sequence[subprocess.Popen[bytes]], patience_s: float = 2.0) -> None:
+    """Let an exception, that is being handled in one of several processes, end them all.
+
+    It is told here, with its traceback: in the others it will look like a connection that was closed.
+
+    Args:
+        rank: which process this is.
+        count: how many there are.
+        children: those that this one has started; what torchrun or srun have started, they end.
+        patience_s: for how long they may end by themselves, and tell why, before they are killed.
+    """
+    print(f"wngen fit: process {rank} of {count} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    until = time.monotonic() + patience_s
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, until - time.monotonic()))
+        child.kill()
 
 
 def fastest_precision(accelerator: Any) -> Literal["bf16-mixed", "32-true"]:

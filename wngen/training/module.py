@@ -168,10 +168,12 @@ class Training(pl.LightningModule):
             bound, kl_weight, self.options["free_bits"], self.options["free_bits_per"], self._average_over_processes
         )
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            figures = torch.cat([self._figures(bound).mean(dim=0), loss.detach()[None]])
+            *means, objective = self._average_over_processes(figures).tolist()
             self._log_figures(
                 "train",
-                self._figures(bound).mean(dim=0).tolist(),
-                objective_nats=float(loss.detach()),
+                means,
+                objective_nats=objective,
                 kl_weight=kl_weight,
                 learning_rate=self.learning_rate,
                 skipped_steps=float(self.skipped_steps),
@@ -195,9 +197,9 @@ class Training(pl.LightningModule):
         return None if self.model.num_classes is None else batch.label
 
     def _average_over_processes(self, mean: Tensor) -> Tensor:
-        gathered = self.all_gather(mean)
-        assert isinstance(gathered, Tensor)
-        return gathered.mean(dim=0) if self.trainer.world_size > 1 else mean
+        average = self.trainer.strategy.reduce(mean.clone(), reduce_op="mean")  # in place
+        assert isinstance(average, Tensor)
+        return average
 
     def _add(self, bound: Bound) -> None:
         """Add a batch to the sums over the images of an evaluation, kept in double precision."""

@@ -1,0 +1,167 @@
+"""Training with several processes: the same path as with one, and an end of all where one of them fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from group import BATCH, PATIENCE_S, STEPS, Deaf, Faulty, distance, same, saved_images, together
+
+from wngen.cli import main
+from wngen.cli.run import end_all
+
+WNGEN = Path(sys.executable).with_name("wngen")
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_images(tmp_path_factory.mktemp("data"), 6)
+
+
+@pytest.fixture(scope="module")
+def paths(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What has come of every process, by their number."""
+    folder = tmp_path_factory.mktemp("paths")
+    return {count: together(folder / str(count), count, images) for count in (1, 2, 3)}
+
+
+def test_data_dependent_init_is_the_same_to_the_last_bit_in_every_process_of_any_number(paths):
+    for results in paths.values():
+        for result in results:
+            same(result["begun"], paths[1][0]["begun"])
+
+
+def test_every_process_holds_the_same_weights_and_the_same_average(paths):
+    for results in paths.values():
+        for result in results:
+            for kind in ("weights", "average"):
+                same(result[kind], results[0][kind])
+            assert distance(result["weights"], result["begun"]) > 1e-2
+            assert distance(result["average"], {name: result["weights"][name] for name in result["average"]}) > 1e-3
+
+
+def agree(logged: list[dict[str, float]], expected: list[dict[str, float]], rel: float) -> None:
+    assert len(logged) == len(expected) > STEPS
+    for figures, wanted in zip(logged, expected, strict=True):
+        assert figures == pytest.approx(wanted, rel=rel, abs=rel)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_they_differ_by_rounding_alone(images, tmp_path, count):
+    """In double precision eight more digits agree; among others of the figures of each validation."""
+    (one,) = together(tmp_path / "1", 1, images, precision="64-true")
+    several = together(tmp_path / "several", count, images, precision="64-true")[0]
+    for kind in ("effective",):
+        assert distance(several[kind], one[kind]) < 1e-12, kind
+    agree(several["logged"], one["logged"], rel=1e-9)
+
+
+@pytest.mark.parametrize("model", ["ResNetVAE", "PixelCNNPP"])
+def test_models_of_other_kinds(model, tmp_path):
+    """DDP also wants each of their parameters to have a gradient at each step."""
+    images = saved_images(tmp_path, 8)
+    (one,) = together(tmp_path / "1", 1, images, model=model, max_steps=6)
+    several = together(tmp_path / "2", 2, images, model=model, max_steps=6)
+    same(several[0]["weights"], several[1]["weights"])
+    assert distance(several[0]["effective"], one["effective"]) < 1e-5
+
+
+def test_free_bits_are_decided_on_the_mean_over_all_processes(images, tmp_path):
+    """With a floor that the processes, each by its own images, would decide upon differently."""
+    options = {"free_bits": 0.35, "max_steps": 6}
+    (one,) = together(tmp_path / "1", 1, images, **options)
+    several = together(tmp_path / "3", 3, images, **options)[0]
+    deaf = together(tmp_path / "deaf", 3, images, Deaf, **options)[0]
+    assert distance(several["effective"], one["effective"]) < 1e-5
+    assert distance(deaf["effective"], one["effective"]) > 1e-3
+
+
+def test_what_is_infinite_in_one_process_is_a_step_left_out_by_all(images, tmp_path):
+    options = {"faulty_steps": (3, 4, 7), "max_steps": 10}
+    (one,) = together(tmp_path / "1", 1, images, Faulty, **options)
+    several = together(tmp_path / "3", 3, images, Faulty, **options)
+    for result in several:
+        assert result["skipped"] == one["skipped"] == 3
+        same(result["weights"], several[0]["weights"])
+    assert all(bool(value.isfinite().all()) for value in several[0]["weights"].values())
+    assert distance(several[0]["effective"], one["effective"]) < 1e-5
+
+
+def test_a_batch_that_three_cannot_share_is_refused(images, tmp_path):
+    with pytest.raises(AssertionError, match=r"batch_size=10 .* cannot be shared equally by 3; use 9"):
+        together(tmp_path, 3, images, batch_size=10)
+
+
+def command(images: Path, *options: str) -> list[str]:
+    """Of a training of one epoch, on images of 6 x 6."""
+    return [
+        "fit",
+        "--data=ArrayFile", f"--data.path={images}", "--data.binarization=none", f"--data.batch_size={BATCH}",
+        "--model=ConvVAE", "--model.widths=[4]", "--model.blocks=1", "--model.hidden=8", "--model.latent_dim=3",
+        "--model.iaf_width=8", "--training.init_images=40", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+        "--trainer.check_val_every_n_epoch=1", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false",
+        *options,
+    ]  # fmt: skip
+
+
+def run(program: list[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    """To its end, which must come in time."""
+    path, *arguments = program
+    program = [Path(sys.executable).with_name(str(path)), *arguments]
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(program, env=everything, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+FAILING = """
+import os
+import pytorch_lightning as pl
+
+class Failing(pl.Callback):
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 3 and trainer.global_rank == int(os.environ["FAILING"]):
+            raise KeyError("broken on purpose")
+"""
+
+
+@pytest.mark.parametrize(("launcher", "failing"), [("torchrun", 1), ("wngen", 0)])
+def test_an_exception_in_one_process_ends_all_with_its_traceback(images, tmp_path, launcher, failing):
+    (tmp_path / "failing.py").write_text(FAILING)
+    arguments = command(images, f"--run={tmp_path / 'run'}", "--trainer.callbacks=failing.Failing", *TWO)
+    if launcher == "torchrun":
+        arguments = ["--standalone", "--nproc-per-node=2", "--no-python", "--", str(WNGEN), *arguments]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run([launcher, *arguments], PYTHONPATH=path, FAILING=str(failing))
+    assert done.returncode != 0, done.stderr
+    assert f"process {failing} of 2 failed:\nTraceback" in done.stderr
+    assert "KeyError: 'broken on purpose'" in done.stderr
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_what_does_not_end_by_itself_is_ended():
+    """Such as a process that waits for a GPU, which waits for the process that failed."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
+        end_all(0, 2, [child], patience_s=0.1)
+        assert child.wait(timeout=PATIENCE_S) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", "FSDPStrategy"])
+def test_strategies_that_divide_the_model_are_refused(images, tmp_path, capsys, strategy):
+    assert main(command(images, f"--run={tmp_path / 'run'}", f"--trainer.strategy={strategy}")) == 1
+    assert f"--trainer.strategy {strategy}: wanted auto or ddp" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_others_start_want_a_folder_in_common(images, monkeypatch, capsys):
+    monkeypatch.delenv("WNGEN_RUN", raising=False)
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            with pytest.raises(SystemExit):
+                main(command(images))
+        assert "need a folder in common: name it by --run" in capsys.readouterr().err
