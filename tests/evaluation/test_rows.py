@@ -103,6 +103,17 @@ def test_several_processes_give_the_figures_of_one(model: ConvVAE, count: int, i
         same(result, alone)
 
 
+def test_the_number_of_threads_changes_nothing(model: ConvVAE):
+    alone = evaluate(model, batches(), IMAGES, 3)
+    threads = torch.get_num_threads()
+    try:
+        for number in (2, 3):
+            torch.set_num_threads(number)
+            same(evaluate(model, batches(), IMAGES, 3), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as processes:
