@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from torch import Tensor
 
 from wngen.evaluation import Evaluation, evaluate
@@ -63,43 +61,17 @@ def same(a: Evaluation, b: Evaluation) -> None:
         np.testing.assert_allclose(table, tables(b)[name], rtol=0, atol=1e-9, err_msg=name)
 
 
-def one_of(rank: int, count: int, port: int, images: int, model: ConvVAE, queue: Any) -> None:
-    """A process that torchrun would have started; the figures go into the queue."""
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    try:
-        with joined() as processes:
-            assert (processes.rank, processes.count) == (rank, count)
-            batches_of_rank = batches(rank, count, last=images)
-            queue.put(evaluate(model, batches_of_rank, images, 3, chunk=5, processes=processes))
-    except BaseException as error:
-        queue.put(error)
+def one_of(rank: int, count: int, images: int, model: ConvVAE) -> Evaluation:
+    with joined() as processes:
+        assert (processes.rank, processes.count) == (rank, count)
+        return evaluate(model, batches(rank, count, last=images), images, 3, chunk=5, processes=processes)
 
 
 @pytest.mark.parametrize(("count", "images"), [(2, IMAGES), (3, IMAGES), (3, 2)])
 def test_several_processes_give_the_figures_of_one(model: ConvVAE, count: int, images: int):
     """Also where their number does not divide that of the images, and where one of them has none."""
     alone = evaluate(model, batches(last=images), images, 3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [
-        context.Process(target=one_of, args=(rank, count, port, images, model, queue), daemon=True)
-        for rank in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    results = [queue.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join(timeout=60)
-    for result in results:
-        assert isinstance(result, Evaluation), result
+    for result in forked(count, one_of, count, images, model):
         same(result, alone)
 
 

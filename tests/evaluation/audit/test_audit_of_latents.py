@@ -7,19 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import auditing
 import ladder_zoo
 import pytest
 import torch
+from auditing import failures, faulty
 from torch import Tensor
 
 from wngen.distributions import DiagonalGaussian
-from wngen.evaluation.audit import Audit, audit
+from wngen.evaluation.audit import Audit
 from wngen.flows import AutoregressivePrior, IAFStep, Transformed
-from wngen.image import Batch
 from wngen.latent import LatentVariableModel
 from wngen.model import Bound
 from wngen.models import ConvVAE
-from wngen.nn import WeightNormalized, data_dependent_init
+from wngen.nn import data_dependent_init
 from wngen.noise import Noise
 
 TINY: dict[str, Any] = {
@@ -48,27 +49,12 @@ def vae(**changes: Any) -> ConvVAE:
 
 def ladder(**changes: Any) -> LatentVariableModel:
     torch.manual_seed(0)
-    model = ladder_zoo.tiny(**changes).float()
-    for layer in model.modules():
-        if isinstance(layer, WeightNormalized):
-            layer.initialized.fill_(True)
-    return model
+    return auditing.as_if_initialized(ladder_zoo.tiny(**changes).float())
 
 
 def audited(model: LatentVariableModel, n: int = 6) -> Audit:
     torch.manual_seed(1)
-    x, y = images(model, n)
-    return audit(model, Batch(x, y, torch.arange(n)), seed=3)
-
-
-def failures(verdict: Audit) -> set[str]:
-    return {finding.name for finding in verdict.failed}
-
-
-def faulty(model: LatentVariableModel, **methods: Callable[..., Any]) -> LatentVariableModel:
-    """The model with some methods replaced: of its class, so that a copy has the same fault."""
-    model.__class__ = type("Faulty", (type(model),), methods)
-    return model
+    return auditing.audited(model, *images(model, n))
 
 
 SOUND: list[tuple[Callable[..., LatentVariableModel], dict[str, Any]]] = [

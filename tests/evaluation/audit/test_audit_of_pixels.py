@@ -5,43 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import auditing
 import pytest
 import torch
 import torch.nn.functional as F
+from auditing import failures, faulty
 from pixel_zoo import each_model, images, made, sized
 from torch import Tensor
 
 from wngen.autoregressive import AutoregressiveModel
 from wngen.distributions import DiscretizedLogistic, PixelDistribution
-from wngen.evaluation.audit import Audit, audit
-from wngen.image import Batch
+from wngen.evaluation.audit import Audit
 from wngen.nn import MaskedWNConv2d, Walk, WeightNormalized
 
 GREY, COLOUR = (1, 3, 4, 4, None), (3, 2, 3, 4, 3)
 
 
 def sound(name: str, size: Any) -> AutoregressiveModel:
-    model = made(name, size, torch.float)
-    for layer in model.modules():
-        if isinstance(layer, WeightNormalized):
-            layer.initialized.fill_(True)
-    return model
+    return auditing.as_if_initialized(made(name, size, torch.float))
 
 
 def audited(model: AutoregressiveModel, n: int = 5) -> Audit:
     torch.manual_seed(1)
-    x, y = images(model, n)
-    return audit(model, Batch(x, y, torch.arange(n)), seed=3)
-
-
-def failures(verdict: Audit) -> set[str]:
-    return {finding.name for finding in verdict.failed}
-
-
-def faulty(model: AutoregressiveModel, **methods: Callable[..., Any]) -> AutoregressiveModel:
-    """The model with some methods replaced: of its class, so that a copy has the same fault."""
-    model.__class__ = type("Faulty", (type(model),), methods)
-    return model
+    return auditing.audited(model, *images(model, n))
 
 
 @each_model

@@ -2,139 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import ladder_zoo
 import numpy as np
 import pytest
 import torch
-from dependence import jacobian
-from gaussian_pixels import PIXEL_STD, GaussianPixels
-from torch import Tensor
-from torch.distributions import MultivariateNormal
+from annealing_zoo import LEAPFROG_STEPS, Problem, all_accepted, binary, component_analysis, on_a_grid
 
 from wngen.evaluation import evaluate
-from wngen.evaluation.annealing import Annealed, annealed_importance_sampling, bidirectional_monte_carlo, hamiltonian
+from wngen.evaluation.annealing import annealed_importance_sampling, bidirectional_monte_carlo, hamiltonian
 from wngen.evaluation.annealing import chains as chains_module
 from wngen.evaluation.annealing.chains import TARGET_ACCEPTANCE, simulated, temperatures
-from wngen.evaluation.annealing.hamiltonian import ImageLikelihood, leapfrog, transition
-from wngen.image import Batch
-from wngen.latent import LatentVariableModel
-from wngen.models import ConvVAE, PixelCNN
-from wngen.nn import data_dependent_init
+from wngen.models import PixelCNN
 from wngen.noise import Noise, derived_seed
-
-LEAPFROG_STEPS = 4
-
-
-@pytest.fixture(autouse=True)
-def _short_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains_module, "PILOT_STEPS", 20)
-
-
-@dataclass
-class Problem:
-    """A model, images, and their exact log-likelihood `(B,)`."""
-
-    model: LatentVariableModel
-    x: Tensor
-    y: Tensor | None
-    exact: Tensor
-
-    def batches(self, size: int | None = None) -> list[Batch]:
-        index = torch.arange(len(self.x)) * 3  # a subset of a split
-        return [
-            Batch(self.x[part], None if self.y is None else self.y[part], index[part])
-            for part in torch.arange(len(self.x)).split(size or len(self.x))
-        ]
-
-    def annealed(self, steps: int, chains: int, size: int | None = None, **changes: Any) -> Annealed:
-        options = {"leapfrog_steps": LEAPFROG_STEPS, "chunk": 10_000} | changes
-        return annealed_importance_sampling(self.model, self.batches(size), len(self.x), steps, chains, **options)
-
-
-def evidence(model: LatentVariableModel) -> MultivariateNormal:
-    """Of images whose pixels are Gaussian, with a mean that is affine in the prior's noise."""
-
-    def mean(eps: Tensor) -> Tensor:
-        return model.decode(model.prior_at(eps)).mean.flatten(1)
-
-    origin = torch.zeros(1, sum(math.prod(shape) for shape in model.latent_shapes), dtype=torch.float64)
-    offset, loadings = mean(origin)[0].detach(), jacobian(mean, origin)
-    somewhere = torch.randn_like(origin)
-    torch.testing.assert_close(mean(somewhere)[0].detach(), offset + loadings @ somewhere[0], rtol=0, atol=1e-9)
-    assert torch.linalg.svdvals(loadings).max() > PIXEL_STD  # the latents matter
-    return MultivariateNormal(offset, loadings @ loadings.T + PIXEL_STD**2 * torch.eye(len(offset)).double())
-
-
-def of_gaussian_pixels(model: LatentVariableModel) -> Problem:
-    exact = evidence(model)
-    x = exact.sample((7,)).round().clamp(0, 15).byte().view(7, *model.spec.shape)
-    return Problem(model, x, None, exact.log_prob(x.flatten(1).double()))
-
-
-def component_analysis(monkeypatch: pytest.MonkeyPatch) -> Problem:
-    """Probabilistic principal component analysis (Tipping & Bishop, 1999), as a VAE without nonlinearities."""
-    monkeypatch.setattr("wngen.models.conv_vae.elu", lambda x: x)
-    sizes = {"height": 3, "width": 2, "latent_dim": 3, "widths": (4,), "blocks": 0, "hidden": 6}
-    model = ConvVAE(**sizes, levels=16, likelihood="discretized_logistic", posterior="diagonal").double()
-    with torch.no_grad():
-        model.decoder.output.g.mul_(6)
-        model.decoder.output.bias.fill_(8)
-    model.decode = lambda z, y=None: GaussianPixels(model.decoder(z, y)[..., 0])
-    return of_gaussian_pixels(model)
-
-
-def hierarchy(monkeypatch: pytest.MonkeyPatch) -> Problem:
-    """The same with two layers of latent variables, the lower of which has a prior that depends on the upper."""
-    monkeypatch.setattr("wngen.models.resnet_vae.elu", lambda x: x)
-    monkeypatch.setattr("wngen.stochastic.elu", lambda x: x)
-    sizes = {"height": 3, "width": 2, "levels": 16, "layers": "2x1, 1x1", "residual_scale": 1.0}
-    model = ladder_zoo.tiny(**sizes, posterior="diagonal", likelihood="discretized_logistic")
-    for down in model.top_down:
-        ladder_zoo.silence(down.first, slice(2, 4), bias=None)
-    with torch.no_grad():
-        model.output.g.mul_(80)
-        model.output.bias.fill_(8)
-    model.likelihood = lambda predicted, log_scale: GaussianPixels(predicted)
-    return of_gaussian_pixels(model)
-
-
-def binary(_: pytest.MonkeyPatch | None = None) -> Problem:
-    """2 x 2 binary pixels, all sixteen images, two latent variables with an autoregressive prior, and classes."""
-    sizes = {"height": 2, "width": 2, "latent_dim": 2, "widths": (4,), "blocks": 1, "hidden": 10, "iaf_width": 8}
-    model = ConvVAE(**sizes, prior="autoregressive", posterior="diagonal", num_classes=2).double()
-    x = torch.tensor(list(itertools.product([0, 1], repeat=4)), dtype=torch.uint8).view(16, 1, 2, 2)
-    y = torch.arange(16) % 2
-    data_dependent_init(model, x, y, Noise(7, torch.arange(16)))
-    with torch.no_grad():
-        model.decoder.output.g.mul_(3)
-    return Problem(model, x, y, on_a_grid(model, x, y))
-
-
-@torch.no_grad()
-def on_a_grid(model: ConvVAE, x: Tensor, y: Tensor) -> Tensor:
-    """The integral over both latents by the trapezoid rule, `(B,)`."""
-    axis = torch.linspace(-9, 9, 181, dtype=torch.float64)
-    z = torch.cartesian_prod(axis, axis)
-    log_mass = model.log_prior(z) + 2 * math.log(axis[1] - axis[0])
-    assert log_mass.logsumexp(dim=0).abs() < 1e-6
-    decoded = [model.decode(z, torch.full((len(z),), label)) for label in range(2)]
-    log_p = [decoded[label].log_prob(image).flatten(1).sum(dim=1) for image, label in zip(x, y.tolist(), strict=True)]
-    return (torch.stack(log_p) + log_mass).logsumexp(dim=1)
-
-
-PROBLEMS = [component_analysis, hierarchy, binary]
-
-
-@pytest.fixture(params=PROBLEMS, ids=lambda problem: problem.__name__)
-def problem(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Problem:
-    return request.param(monkeypatch)
 
 
 def bias_of_weights(problem: Problem, steps: int, chains: int) -> float:
@@ -152,12 +36,8 @@ def test_the_average_weight_is_the_likelihood_however_few_the_steps(problem: Pro
     assert 0.1 < bias_of_weights(problem, steps, chains=500) < 4  # and the standard error is not merely large
 
 
-def _all_accepted(energy_lost: Tensor) -> Tensor:
-    return torch.ones_like(energy_lost)
-
-
 FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "no proposal is refused": (hamiltonian, "acceptance", _all_accepted),
+    "no proposal is refused": (hamiltonian, "acceptance", all_accepted),
     "from the posterior to the prior": (chains_module, "temperatures", lambda steps: temperatures(steps)[::-1]),
     "not from the prior": (chains_module, "temperatures", lambda steps: temperatures(2 * steps)[steps:]),
     "not to the posterior": (chains_module, "temperatures", lambda steps: 0.9 * temperatures(steps)),
@@ -209,98 +89,6 @@ def test_one_step_is_importance_sampling_from_the_prior(problem: Problem):
     weights = log_p.softmax(dim=0)
     np.testing.assert_allclose(result.effective_chains, (1 / weights.square().sum(dim=0)).detach(), rtol=1e-9)
     assert (result.acceptance == 1).all()
-
-
-# The transitions
-
-
-@dataclass
-class GaussianPosterior:
-    """What all chains of the first image of a problem with Gaussian pixels should be distributed as."""
-
-    likelihood: ImageLikelihood
-    target: MultivariateNormal
-
-    @classmethod
-    def of(cls, problem: Problem, beta: float) -> GaussianPosterior:
-        model, x = problem.model, problem.x[:1]
-        origin = torch.zeros(1, 3, dtype=torch.float64)
-        loadings = jacobian(lambda eps: model.decode(eps).mean.flatten(1), origin)
-        precision = torch.eye(3).double() + beta * loadings.T @ loadings / PIXEL_STD**2
-        residual = x.flatten().double() - model.decode(origin).mean.flatten().detach()
-        mean = torch.linalg.solve(precision, beta * loadings.T @ residual / PIXEL_STD**2)
-        likelihood = ImageLikelihood(model, x, None, 100_000, lambda chains: None)
-        return cls(likelihood, MultivariateNormal(mean, precision_matrix=precision))
-
-    def surprise(self, eps: Tensor) -> float:
-        """Of chains `(R, Z)`: the largest deviation of a first or second moment, in standard errors."""
-        white = torch.linalg.solve_triangular(
-            self.target.scale_tril, (eps - self.target.mean).T, upper=False
-        )  # (Z, R), standard normal
-        products = torch.stack([white[i] * white[j] - float(i == j) for i in range(3) for j in range(i + 1)])
-        moments = torch.cat([white, products])
-        return float((moments.mean(dim=1) / (moments.std(dim=1) / math.sqrt(len(eps)))).abs().max())
-
-
-@pytest.mark.parametrize("beta", [0.2, 1.0])
-def test_a_transition_leaves_its_target_as_it_is(beta: float, monkeypatch: pytest.MonkeyPatch):
-    chains = 20_000
-    posterior = GaussianPosterior.of(component_analysis(monkeypatch), beta)
-    shortest = torch.linalg.eigvalsh(posterior.target.covariance_matrix).min().sqrt()
-
-    def after_transitions() -> tuple[Tensor, Tensor]:
-        noise = Noise(1, torch.arange(chains))
-        at = posterior.likelihood.at(posterior.target.sample((chains,)))
-        moved = at
-        for _ in range(3):
-            step_sizes = (1.3 * shortest).expand(chains)
-            moved, probability = transition(posterior.likelihood, moved, beta, step_sizes, noise, LEAPFROG_STEPS)
-        assert ((moved.eps - at.eps).norm(dim=1) > 0.5 * shortest).double().mean() > 0.5  # they move
-        return moved.eps, probability
-
-    eps, probability = after_transitions()
-    assert probability.mean() < 0.97
-    assert posterior.surprise(eps) < 4
-    monkeypatch.setattr(hamiltonian, "acceptance", _all_accepted)
-    assert posterior.surprise(after_transitions()[0]) > 8
-
-
-def test_leapfrog_steps_are_reversible_keep_volume_and_nearly_keep_energy(problem: Problem):
-    model, x, y = problem.model, problem.x[:1], None if problem.y is None else problem.y[:1]
-    size = sum(math.prod(shape) for shape in model.latent_shapes)
-    likelihood = ImageLikelihood(model, x, y, 100, lambda chains: None)
-    step_size = torch.full((1, 1), 0.1, dtype=torch.float64)
-
-    def flow(both: Tensor) -> Tensor:
-        end, momentum = leapfrog(likelihood, likelihood.at(both[:1]), both[1:], 0.7, step_size, 3)
-        return torch.cat([end.eps, momentum])
-
-    start = torch.randn(2, size, dtype=torch.float64)
-    end = flow(start)
-    turned = torch.cat([end[:1], -end[1:]])
-    torch.testing.assert_close(flow(turned) * torch.tensor([[1.0], [-1.0]]), start, rtol=0, atol=1e-10)
-    shifts = 1e-5 * torch.eye(2 * size, dtype=torch.float64).view(-1, 2, size)
-    rows = [(flow(start + shift) - flow(start - shift)).flatten() / 2e-5 for shift in shifts]
-    assert abs(torch.stack(rows).slogdet().logabsdet) < 1e-6
-    energies = []
-    for steps in (4, 8):
-        at, momentum = likelihood.at(start[:1]), start[1:]
-        moved, final = leapfrog(likelihood, at, momentum, 0.7, step_size * 0.4 / steps, steps)
-        energies.append(float((moved.energy(final, 0.7) - at.energy(momentum, 0.7)).abs()))
-    assert energies[0] == pytest.approx(4 * energies[1], rel=0.3)  # an error of second order
-
-
-def test_the_gradient_and_the_force_are_those_of_the_densities(problem: Problem):
-    model, x, y = problem.model, problem.x[:2], None if problem.y is None else problem.y[:2]
-    likelihood = ImageLikelihood(model, x, y, 3, lambda chains: None)
-    eps = torch.randn(4, sum(math.prod(shape) for shape in model.latent_shapes), dtype=torch.float64)
-    at, direction = likelihood.at(eps), torch.randn_like(eps)
-    ahead, behind = (likelihood.at(eps + shift * direction) for shift in (1e-5, -1e-5))
-    rise = (ahead.log_likelihood - behind.log_likelihood) / 2e-5
-    torch.testing.assert_close((at.gradient * direction).sum(dim=1), rise, rtol=1e-5, atol=1e-6)
-    still = torch.zeros_like(eps)
-    fall = (behind.energy(still, 0.3) - ahead.energy(still, 0.3)) / 2e-5
-    torch.testing.assert_close((at.force(0.3) * direction).sum(dim=1), fall, rtol=1e-5, atol=1e-6)
 
 
 def test_step_sizes_are_those_at_which_the_wanted_part_is_accepted(monkeypatch: pytest.MonkeyPatch):
