@@ -1,9 +1,6 @@
 """The command line as a user sees it: the main job in miniature, and mistakes that are explained."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,6 @@ from wngen.arguments import general_first, packaged_configs
 from wngen.checkpoint import save_release
 from wngen.cli import main
 from wngen.models import ConvVAE
-from wngen.nn import fold
 
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "conv-vae-iaf-mnist"
 MINIATURE = [
@@ -395,30 +391,6 @@ def test_resuming_with_another_learning_rate_is_refused(run, capsys):
     """The schedule's state would override it in silence."""
     assert main(["fit", "--resume", str(run), "--training.learning_rate=1e-5"]) == 1
     assert "training.learning_rate=0.004" in capsys.readouterr().err
-
-
-def test_two_processes_follow_one(tmp_path):
-    """Init, order, noise and the floor of free bits are the same for a global batch, however it is divided."""
-    wngen = Path(sys.executable).with_name("wngen")
-    options = [*MINIATURE, "--training.free_bits=0.5", "--trainer.max_epochs=1", "--trainer.fast_dev_run=false"]
-    for devices in (1, 2):
-        run = tmp_path / str(devices)
-        several = [f"--trainer.devices={devices}", "--trainer.strategy=ddp"] if devices > 1 else []
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [wngen, "fit", "--run", run, *options, *several],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-    # Effective weights: of a unit with one unmasked input v has no gradient but rounding errors, which Adam magnifies.
-    one, two = (fold(load(tmp_path / name / "last.ckpt", weights="raw")) for name in "12")
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "12"]
-    assert reports[0]["nats"]["elbo"]["mean"] == pytest.approx(reports[1]["nats"]["elbo"]["mean"], rel=1e-4)
 
 
 def test_fit_without_any_argument_is_the_quickstart(tmp_path, monkeypatch):

@@ -211,6 +211,28 @@ def test_layer_with_an_all_masked_unit_trains():
 # Precision and memory format
 
 
+@pytest.mark.parametrize("kind", ["masked", "plain", "transposed"])
+def test_v_of_a_unit_with_one_input_stays_where_it_is(kind):
+    """Its direction is a sign: what gradient it had would be rounding errors, of which Adam makes full steps."""
+    layer: WeightNormalized
+    if kind == "masked":
+        layer = MaskedWNLinear(torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 0]]))
+        x, lone = torch.randn(64, 3), [0, 2]
+    elif kind == "plain":
+        layer, x, lone = WNLinear(1, 3), torch.randn(64, 1), [0, 1, 2]
+    else:
+        layer, x, lone = WNConvTranspose2d(1, 3, 1), torch.randn(8, 1, 3, 3), [0, 1, 2]
+    before = layer.v.detach().clone()
+    optimizer = torch.optim.Adam(layer.parameters(), 0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (layer(x) - 1).square().mean().backward()
+        optimizer.step()
+    moved = (layer.v - before).transpose(0, 1 if kind == "transposed" else 0).flatten(1).norm(dim=1)
+    assert [i for i, distance in enumerate(moved.tolist()) if distance == 0] == lone
+    assert (layer.g != 1).all()  # all of them learn by their length
+
+
 def test_norm_is_single_precision_under_autocast():
     layer, x = random_layer("linear")
     layer.v.data.mul_(1e-3)

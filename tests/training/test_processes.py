@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from group import BATCH, PATIENCE_S, STEPS, Deaf, Faulty, distance, same, saved_images, together
 
+from wngen import load
 from wngen.cli import main
 from wngen.cli.run import end_all
 
@@ -44,6 +46,16 @@ def test_every_process_holds_the_same_weights_and_the_same_average(paths):
                 same(result[kind], results[0][kind])
             assert distance(result["weights"], result["begun"]) > 1e-2
             assert distance(result["average"], {name: result["weights"][name] for name in result["average"]}) > 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_follow_one(paths, count):
+    """Order, flips and noise are those of the global batch, however it is divided."""
+    one, several = paths[1][0], paths[count][0]
+    assert one["steps"] == several["steps"] == STEPS
+    for kind in ("effective",):
+        assert distance(several[kind], one[kind]) < 1e-5, kind
+    agree(several["logged"], one["logged"], rel=1e-5)
 
 
 def agree(logged: list[dict[str, float]], expected: list[dict[str, float]], rel: float) -> None:
@@ -93,6 +105,16 @@ def test_what_is_infinite_in_one_process_is_a_step_left_out_by_all(images, tmp_p
     assert distance(several[0]["effective"], one["effective"]) < 1e-5
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_two_have_begun_others_go_on_with_on_the_same_path(paths, images, tmp_path, count):
+    """From the middle of an epoch."""
+    together(tmp_path, 2, images, max_steps=STEPS // 2 - 1)
+    results = together(tmp_path, count, images)
+    for result in results:
+        same(result["weights"], results[0]["weights"])
+        assert distance(result["effective"], paths[1][0]["effective"]) < 1e-5
+
+
 def test_a_batch_that_three_cannot_share_is_refused(images, tmp_path):
     with pytest.raises(AssertionError, match=r"batch_size=10 .* cannot be shared equally by 3; use 9"):
         together(tmp_path, 3, images, batch_size=10)
@@ -116,6 +138,22 @@ def run(program: list[str | Path], **environment: str) -> subprocess.CompletedPr
     program = [Path(sys.executable).with_name(str(path)), *arguments]
     everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(program, env=everything, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_the_command_with_two_processes_writes_what_it_does_with_one(images, tmp_path):
+    """Started by Lightning; the first process evaluates and draws while the other is done."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert main(command(images, f"--run={folders[0]}")) == 0
+    done = run(["wngen", *command(images, f"--run={folders[1]}", *TWO)])
+    assert done.returncode == 0, done.stderr
+    said = "".join(done.stdout.split())  # a long path may stand on two lines
+    assert said.count(f"In{folders[1]}/:") == 1, done.stdout
+    names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} for folder in folders]
+    assert {name for name in names[0] ^ names[1] if "tfevents" not in name} == set()
+    one, two = (json.loads((folder / "report.json").read_text())["nats"] for folder in folders)
+    assert two["elbo"]["mean"] == pytest.approx(one["elbo"]["mean"], rel=1e-6)
+    one, two = (load(folder / "last.ckpt", weights="raw").state_dict() for folder in folders)
+    assert distance(two, one) < 1e-5
 
 
 FAILING = """

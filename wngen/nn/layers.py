@@ -121,6 +121,7 @@ class WeightNormalized(nn.Module):
     log_g: nn.Parameter
     bias: nn.Parameter | None
     mask: Tensor | None
+    lone: Tensor | None  # which units have a single input
     initialized: Tensor
 
     def __init__(
@@ -154,6 +155,7 @@ class WeightNormalized(nn.Module):
                     f"a mask of shape {tuple(mask.shape)} does not broadcast to the weight's {tuple(shape)}"
                 ) from None
         self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("lone", self._units_of_one_input(out_features), persistent=False)
         # Persistent, so that neither a resumed run nor a released model is ever initialized again.
         self.register_buffer("initialized", torch.tensor(False, device=device))
         self.reset_parameters()
@@ -176,10 +178,24 @@ class WeightNormalized(nn.Module):
         """g, the norm of each output unit's weight, 1 along the dimensions it is taken over."""
         return self.g if self.gain == "linear" else self.log_g.exp()
 
+    def _units_of_one_input(self, out_features: int) -> Tensor | None:
+        """Which there are, in a shape that goes with v's; None if there are none."""
+        if self.mask is None:
+            return torch.ones((), dtype=torch.bool, device=self.v.device) if self.v.numel() == out_features else None
+        if self.mask.is_meta:
+            return None
+        lone = (self.mask != 0).sum(self.dims, keepdim=True) == 1
+        return lone if bool(lone.any()) else None
+
     @property
     def direction(self) -> Tensor:
-        """v, or v under the mask."""
-        return self.v if self.mask is None else self.v * self.mask
+        """v, or v under the mask.
+
+        That of a unit with a single input is a sign, and cannot turn. Its v has no gradient but rounding errors, which
+        Adam would magnify to full steps, until the sign jumps; so it gets none.
+        """
+        v = self.v if self.lone is None else torch.where(self.lone, self.v.detach(), self.v)
+        return v if self.mask is None else v * self.mask
 
     @property
     def weight(self) -> Tensor:
@@ -444,7 +460,7 @@ class WNConvTranspose2d(WeightNormalized):
         self.output_padding, self.dilation, self.groups = _tuple(output_padding, 2), _tuple(dilation, 2), groups
 
     def weight_of_length(self, g: Tensor) -> Tensor:
-        by_group = self.v.unflatten(0, (self.groups, -1))  # (groups, in / groups, out / groups, height, width)
+        by_group = self.direction.unflatten(0, (self.groups, -1))  # (groups, in / groups, out / groups, height, width)
         return normalize(by_group, g.view(self.groups, 1, -1, 1, 1), (1, 3, 4)).flatten(0, 1)
 
     def norm(self, weight: Tensor) -> Tensor:
