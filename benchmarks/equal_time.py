@@ -234,7 +234,7 @@ class Experiment:
             "measured_step_seconds": step_seconds,
             "steps": steps,
             "epochs": steps * epochs_per_step,
-            "skipped_steps": training.skipped_steps,
+            "skipped_steps": training.skips.total,
             "cpu_minutes": stopwatch.step_seconds[-1] / 60,
             "curve": {
                 "val_images": val_images,

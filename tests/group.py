@@ -109,7 +109,7 @@ def train(folder: Path, images: Path, kind: type[Training] = Training, model: st
         "effective": dict(fold(network).state_dict()),
         "average": training.ema.average,
         "logged": witness.logged,
-        "skipped": training.skipped_steps,
+        "skipped": training.skips.total,
         "steps": trainer.global_step,
     }
 

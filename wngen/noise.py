@@ -55,7 +55,9 @@ class Noise:
     def __init__(self, seed: int, index: Tensor, draw: Tensor | int = 0) -> None:
         self.seed = seed
         self.index = index.long()
-        self.draw = torch.as_tensor(draw, device=index.device).long().expand(index.shape)
+        # Filled where it is wanted: to copy a number there, a GPU would be waited for.
+        draw = torch.full((), draw, device=index.device) if isinstance(draw, int) else draw.to(index.device)
+        self.draw = draw.long().expand(index.shape)
         self._calls = 0
 
     @classmethod

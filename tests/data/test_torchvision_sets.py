@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torchvision import datasets
 
 from wngen import ImageSpec
 from wngen.data import CIFAR10, MNIST, BinarizedMNIST, FashionMNIST
+from wngen.data.download import download
 
 
 @pytest.fixture
@@ -157,3 +161,38 @@ def test_dynamic_binarization_has_the_ink_of_the_grey_images(data_root: Path):
     assert x[p == 0].sum() == 0
     assert (x[p == 1] == 1).all()
     assert dynamic.protocol("test")["seed"] == 0
+
+
+def test_of_several_that_want_a_data_set_one_downloads_and_the_others_wait(tmp_path):
+    file, downloads = tmp_path / "data" / "half.bin", []
+
+    class Slow:
+        def __init__(self, root: Path, download: bool) -> None:
+            downloads.append(root)
+            file.write_bytes(b"the first ")
+            time.sleep(0.3)
+            file.write_bytes(b"the first half and the second")
+
+    def want(_: int) -> bytes:
+        download(Slow, file.parent, {file: ""}, "it there")
+        return file.read_bytes()
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(want, range(4))) == [b"the first half and the second"] * 4
+    assert len(downloads) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_may_hold_the_data(tmp_path, monkeypatch):
+    class Never:
+        def __init__(self, root: Path, download: bool) -> None:
+            raise AssertionError("all is there")
+
+    def refuse(path: str) -> FileLock:
+        raise PermissionError(30, "Read-only file system", path)
+
+    monkeypatch.setattr("wngen.data.download.FileLock", refuse)
+    file = tmp_path / "there.bin"
+    file.write_bytes(b"1")
+    download(Never, tmp_path, {file: ""}, "it there")
+    with pytest.raises(FileNotFoundError, match=r"put it there, or set WNGEN_DATA.*Read-only"):
+        download(Never, tmp_path, {file: "", tmp_path / "absent.bin": ""}, "it there")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wngen.evaluation import active_units, layer_names, layer_title
+from wngen.evaluation import active_units, by_resolution, layer_names, layer_title
 from wngen.image import Batch
 from wngen.models import ConvVAE
 
@@ -18,6 +18,14 @@ def test_names_sort_in_order_and_tell_the_resolution():
     assert sorted(names) == list(names)
     assert [layer_title(name) for name in names[8:]] == ["layer 9, 7x6", "layer 10, 14x12", "layer 11"]
     assert layer_names([(3,)]) == ("layer_1",)
+
+
+def test_resolutions_gather_their_layers_where_that_tells_something_new():
+    names = layer_names([(3, 7, 6), (3, 14, 12), (3, 14, 12)])
+    assert by_resolution(names) == {"7x6": names[:1], "14x12": names[1:]}
+    assert by_resolution(names[1:]) == {}  # one resolution: the whole rate
+    assert by_resolution(names[:2]) == {}  # one layer at each
+    assert by_resolution(layer_names([(3,), (4,)])) == {}
 
 
 class Known(ConvVAE):

@@ -50,12 +50,14 @@ def test_the_rate_of_each_layer_is_logged_beside_the_whole(training: Training, t
     with (tmp_path / "metrics" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     for split, times in (("train", 2), ("val", 1)):
-        assert [name for name in rows[0] if name.startswith(f"{split}/kl_nats")] == [f"{split}/{n}" for n in NAMES]
+        assert [name for name in rows[0] if name.startswith(f"{split}/kl_nats/")] == [f"{split}/{n}" for n in NAMES]
         logged = [row for row in rows if row[f"{split}/rate_nats"]]
         assert len(logged) == times
         for row in logged:
             layers = [float(row[f"{split}/{name}"]) for name in NAMES]
             assert sum(layers) == pytest.approx(float(row[f"{split}/rate_nats"]), rel=1e-5)
+            assert float(row[f"{split}/kl_nats_at/3x3"]) == pytest.approx(layers[0], rel=1e-6)
+            assert float(row[f"{split}/kl_nats_at/6x6"]) == pytest.approx(layers[1] + layers[2], rel=1e-6)
     measured = evaluate(training.model, data.evaluation_batches("val", 37), 37, seed=0)
     for i, layer in enumerate(measured.layer_kl_nats.T):
         assert float(logged[0][f"val/{NAMES[i]}"]) == pytest.approx(layer.mean(), rel=1e-5)

@@ -248,14 +248,14 @@ def test_measurements_go_on_after_a_resumption(data_path: Path, tmp_path: Path):
 def test_a_step_that_is_left_out_is_not_measured(data_path: Path, tmp_path: Path):
     noise, training = NoiseScale(1, 4), make_training(skip_norm=1e-9)
     fit(tmp_path, training, images_of(data_path), noise, max_steps=3)
-    assert training.skipped_steps == 3
+    assert training.skips.total == 3
     assert noise.running.count == 0
     assert "was not measured" in noise.verdict()
     poisoned, training = NoiseScale(1, 4), make_training()
     calls = []
     training.model.posterior.v.register_hook(lambda g: calls.append(1) or (g * math.nan if len(calls) == 1 else g))
     fit(tmp_path, training, images_of(data_path), poisoned, max_steps=3)  # the first part of the first step
-    assert training.skipped_steps == 0
+    assert training.skips.total == 0
     assert poisoned.running.count == 2
     assert all(math.isfinite(each.covariance_trace) for each in poisoned.averages.values())
 

@@ -38,7 +38,7 @@ class Witness(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Training, outputs: Any, batch: Any, i: int) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         place = trainer.current_epoch, i, trainer.global_step, trainer.is_last_batch
-        self.events.append(("batch", *place, rate, batch.index.tolist(), pl_module.skipped_steps))
+        self.events.append(("batch", *place, rate, batch.index.tolist(), pl_module.skips.total))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Training) -> None:
         if not trainer.sanity_checking:

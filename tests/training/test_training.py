@@ -115,7 +115,7 @@ def test_steps_with_a_gradient_that_is_not_finite_are_left_out_counted_and_given
         make_trainer(tmp_path, max_epochs=3).fit(training, datamodule=data)
     initialized = make_training()
     initialized.initialize(next(iter(data.evaluation_batches("train", 30, limit=30))))
-    assert training.skipped_steps == 3
+    assert training.skips.total == 3
     assert torch.equal(training.model.posterior.v, initialized.model.posterior.v)
     poisoned.remove()
 
@@ -134,7 +134,7 @@ def test_a_step_with_an_exploding_gradient_is_left_out_and_the_run_goes_on(data,
     name = "model.posterior.v"
     assert torch.equal(steps[0][name], steps[1][name])
     assert not torch.equal(steps[1][name], steps[2][name])
-    assert (training.skipped_steps, training.skipped_in_a_row) == (1, 0)
+    assert (training.skips.total, training.skips.in_a_row) == (1, 0)
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint_and_no_rubbish(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ GreyBinarization = Literal["none", "dynamic", "threshold"]
 Binarization = Literal["static"] | GreyBinarization
 
 CHUNK = 1024  # images handled at once where all of a split are gone through
+RESIDENT_BYTES = 2**30  # training images of at most this size are kept on the GPU
 
 
 def binarize(image: Tensor, binarization: Binarization, noise: Noise) -> Tensor:
@@ -203,6 +204,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 self._training_loader = EvaluationLoader(images, self.batch_size, *self._processes())
                 return self._training_loader
             position = max(self._resumed_at, self.trainer.fit_loop.total_batch_idx + 1)
+            if images.image.nbytes <= RESIDENT_BYTES:
+                images = images.to(self.trainer.strategy.root_device)
         self._training_loader = TrainingLoader(images, self.batch_size, self.seed, position, *self._processes())
         return self._training_loader
 

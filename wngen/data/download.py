@@ -9,6 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 
 def data_root(root: str | None) -> Path:
     """The folder of all data sets: the given one, else `$WNGEN_DATA`, else `~/.cache/wngen`."""
@@ -17,6 +19,8 @@ def data_root(root: str | None) -> Path:
 
 def download(dataset: type[Any], root: Path, files: Mapping[Path, str], by_hand: str) -> None:
     """Download one of torchvision's data sets, unless all its files are there.
+
+    Of several processes that want it, one downloads, and the others wait for it.
 
     Args:
         dataset: its class.
@@ -27,11 +31,14 @@ def download(dataset: type[Any], root: Path, files: Mapping[Path, str], by_hand:
     Raises:
         FileNotFoundError: it is not there and cannot be had.
     """
-    if all(file.exists() for file in files):
-        return
     try:
-        dataset(root, download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{dataset.__name__}.lock"):
+            if not all(file.exists() for file in files):
+                dataset(root, download=True)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        if all(file.exists() for file in files):  # in a folder that cannot be written to
+            return
         raise FileNotFoundError(
             f"{dataset.__name__} is not in {root} and could not be downloaded: without a network, put {by_hand}, "
             f"or set WNGEN_DATA to a folder that has it. The download failed with: {error}"

@@ -47,6 +47,11 @@ class Images:
         rows = self.rows[index]
         return Batch(self.image[rows].contiguous(), None if self.label is None else self.label[rows], index)
 
+    def to(self, device: torch.device) -> Images:
+        """The same images on a device, which their indices must be on too."""
+        label = None if self.label is None else self.label.to(device)
+        return Images(self.image.to(device), label, self.rows.to(device))
+
     def batches(self, batch_size: int, index: Tensor | None = None) -> Iterator[Batch]:
         """The images, or those of `index`, in order; the last batch may be smaller."""
         for part in (torch.arange(len(self)) if index is None else index).split(batch_size):

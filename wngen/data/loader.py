@@ -94,7 +94,7 @@ class TrainingLoader:
         end = self.position + len(self)
         while self.position < end:
             epoch, number = divmod(self.position, len(self))
-            for batch in self.global_batches(epoch)[number : number + end - self.position]:
+            for batch in self.global_batches(epoch).to(self.images.image.device)[number : number + end - self.position]:
                 self.position += 1
                 yield self.images[batch[self.rank :: self.world_size]]
 

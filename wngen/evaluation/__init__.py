@@ -1,7 +1,7 @@
 """Likelihoods of whole data sets: bounds, their uncertainty, and the report. Curves: `wngen.evaluation.figures`."""
 
 from wngen.evaluation.evaluate import Evaluation, evaluate
-from wngen.evaluation.layers import active_units, layer_names, layer_title
+from wngen.evaluation.layers import active_units, by_resolution, layer_names, layer_title
 from wngen.evaluation.paired import Candidate, Comparison, Difference
 from wngen.evaluation.published import PublishedFigure, published_figures, same_protocol
 from wngen.evaluation.report import Report, weights_sha256
@@ -16,6 +16,7 @@ __all__ = [
     "PublishedFigure",
     "Report",
     "active_units",
+    "by_resolution",
     "estimate",
     "evaluate",
     "layer_names",

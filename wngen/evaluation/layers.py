@@ -20,6 +20,18 @@ def layer_names(shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
     return tuple(f"layer_{i:0{digits}}{resolution}" for i, resolution in enumerate(resolutions, start=1))
 
 
+def by_resolution(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The names of the layers at each resolution, such as `7x7`; empty where that would tell nothing new.
+
+    It does where there are several resolutions, and several layers at one of them.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        for resolution in name.split("_")[2:]:
+            groups[resolution] = (*groups.get(resolution, ()), name)
+    return groups if 1 < len(groups) < len(names) else {}
+
+
 def layer_title(name: str) -> str:
     """For readers: `layer 1, 7x7` for `layer_01_7x7`."""
     layer, number, *resolution = name.split("_")

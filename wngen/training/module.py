@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
@@ -10,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from wngen.evaluation import layer_names
+from wngen.evaluation import by_resolution, layer_names
 from wngen.image import Batch
 from wngen.latent import LatentVariableModel
 from wngen.model import Bound, LikelihoodModel
@@ -19,6 +20,7 @@ from wngen.noise import Noise, derived_seed
 from wngen.training.ema import EMA
 from wngen.training.objective import FreeBitsGroup, objective_nats
 from wngen.training.schedule import Decay, learning_rate_factor
+from wngen.training.skips import Skips
 
 
 class Training(pl.LightningModule):
@@ -96,10 +98,15 @@ class Training(pl.LightningModule):
                 raise ValueError(f"{name}={seen!r}: wanted one of {', '.join(wanted)}")
         self.model = model
         self.ema = EMA(ema_decay)
-        self.skipped_steps, self.skipped_in_a_row = 0, 0
+        self.skips = Skips(skip_norm, give_up_after)
         layers = layer_names(model.latent_shapes) if isinstance(model, LatentVariableModel) else ()
-        each = [f"kl_nats/{layer}" for layer in layers] if len(layers) > 1 else []  # of one layer it is the rate
-        self._figure_names = ["elbo_nats", "distortion_nats", "rate_nats", *each]
+        self._layers = layers if len(layers) > 1 else ()  # of one layer it is the rate
+        self._figure_names = [
+            "elbo_nats",
+            "distortion_nats",
+            "rate_nats",
+            *(f"kl_nats/{name}" for name in self._layers),
+        ]
         self._totals = self._no_totals()
 
     # Initialization and what goes along
@@ -162,11 +169,7 @@ class Training(pl.LightningModule):
         # What draws from torch's own generator, such as dropout, draws the same at this step after a resumption.
         torch.manual_seed(derived_seed(self.options["seed"], "step", self.global_step, self.global_rank))
         bound = self(batch, draw=self.global_step + 1)
-        warmup = self.options["kl_warmup_steps"]
-        kl_weight = min(1.0, (self.global_step + 1) / warmup) if warmup else 1.0
-        loss = objective_nats(
-            bound, kl_weight, self.options["free_bits"], self.options["free_bits_per"], self._average_over_processes
-        )
+        loss = self.objective_nats(bound, self._average_over_processes)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             figures = torch.cat([self._figures(bound).mean(dim=0), loss.detach()[None]])
             *means, objective = self._average_over_processes(figures).tolist()
@@ -174,11 +177,23 @@ class Training(pl.LightningModule):
                 "train",
                 means,
                 objective_nats=objective,
-                kl_weight=kl_weight,
+                kl_weight=self.kl_weight,
                 learning_rate=self.learning_rate,
-                skipped_steps=float(self.skipped_steps),
+                skipped_steps=float(self.skips.total),
             )
+            self.skips.check(self.global_step - 1)
         return loss
+
+    @property
+    def kl_weight(self) -> float:
+        """Of the rate in the objective of the step to come."""
+        warmup = self.options["kl_warmup_steps"]
+        return min(1.0, (self.global_step + 1) / warmup) if warmup else 1.0
+
+    def objective_nats(self, bound: Bound, average: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the step to come minimizes; see `wngen.training.objective_nats`."""
+        options = self.options
+        return objective_nats(bound, self.kl_weight, options["free_bits"], options["free_bits_per"], average)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._add(self(batch))
@@ -197,9 +212,11 @@ class Training(pl.LightningModule):
         return None if self.model.num_classes is None else batch.label
 
     def _average_over_processes(self, mean: Tensor) -> Tensor:
-        average = self.trainer.strategy.reduce(mean.clone(), reduce_op="mean")  # in place
-        assert isinstance(average, Tensor)
-        return average
+        if self.trainer.world_size == 1:
+            return mean
+        total = mean.clone()
+        torch.distributed.all_reduce(total)  # not the strategy's `reduce`, which waits for all processes first
+        return total / self.trainer.world_size
 
     def _add(self, bound: Bound) -> None:
         """Add a batch to the sums over the images of an evaluation, kept in double precision."""
@@ -229,6 +246,8 @@ class Training(pl.LightningModule):
         elbo_nats = figures.pop("elbo_nats")
         bits_per_dim = self.model.spec.bits_per_dim(-elbo_nats)
         self.log_dict({f"{split}/elbo_nats": elbo_nats, f"{split}/bits_per_dim": bits_per_dim}, prog_bar=True)
+        for resolution, layers in by_resolution(self._layers).items():
+            figures[f"kl_nats_at/{resolution}"] = sum(figures[f"kl_nats/{layer}"] for layer in layers)
         self.log_dict({f"{split}/{name}": figure for name, figure in figures.items()})
 
     # Steps that are left out
@@ -239,27 +258,17 @@ class Training(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, or take it away where its norm says that the step would do harm.
-
-        Gradients are the same in every process by now, and so is the decision.
+        """Clip the gradient, or leave the step out where its norm says that it would do harm.
 
         Raises:
-            FloatingPointError: too many steps in a row were left out.
+            FloatingPointError: too many steps in a row were left out. On a GPU, which would have to be waited for, that
+                is found out at the next step that is logged.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.options["clip_norm"]))
-        if norm <= self.options["skip_norm"]:  # false for NaN too
-            self.skipped_in_a_row = 0
-            return
-        for p in parameters:
-            p.grad = None  # the optimizer passes over parameters without a gradient
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= self.options["give_up_after"]:
-            raise FloatingPointError(
-                f"left out {self.skipped_in_a_row} steps in a row up to step {self.global_step}: the gradient's norm "
-                f"is {norm:.3g}, skip_norm={self.options['skip_norm']:g}. Lower learning_rate, or raise warmup_steps"
-            )
+        left_out = self.skips.decide(torch.nn.utils.clip_grad_norm_(parameters, self.options["clip_norm"]))
+        self.skips.leave_out(left_out, optimizer)
+        if left_out.is_cpu:
+            self.skips.check(self.global_step)
 
     # Checkpoints
 
@@ -271,11 +280,11 @@ class Training(pl.LightningModule):
             "training": self.options,
             "data": data_module.config if data_module is not None else None,
             "processes": self.trainer.world_size,
-            "skipped": [self.skipped_steps, self.skipped_in_a_row],
+            "skipped": self.skips.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["wngen"]
         if saved["model"] != self.model.config:
             raise ValueError(f"the checkpoint holds a model {saved['model']}, not {self.model.config}")
-        self.skipped_steps, self.skipped_in_a_row = saved["skipped"]
+        self.skips.load_state_dict(saved["skipped"])

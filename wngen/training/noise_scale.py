@@ -18,7 +18,6 @@ from wngen.image import Batch
 from wngen.noise import derived_seed
 from wngen.training.gradient_noise import Blocks, GradientNoise, PartSums, RunningNoise
 from wngen.training.module import Training
-from wngen.training.objective import objective_nats
 
 
 class NoiseScale(pl.Callback):
@@ -102,8 +101,6 @@ class NoiseScale(pl.Callback):
         """Add the gradients of the objective for the parts of a micro-batch."""
         assert self._sums is not None
         options, step, draw = training.options, trainer.global_step, trainer.global_step + 1
-        warmup = options["kl_warmup_steps"]
-        form = min(1.0, draw / warmup) if warmup else 1.0, options["free_bits"], options["free_bits_per"]
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())  # without it small gradients in fp16 become 0
         means: list[Tensor] = []
@@ -121,13 +118,13 @@ class NoiseScale(pl.Callback):
             context = trainer.precision_plugin.train_step_context
             if options["free_bits"]:
                 with torch.no_grad(), context():
-                    objective_nats(training(batch, draw), *form, over_processes)
+                    training.objective_nats(training(batch, draw), over_processes)
             for index in torch.arange(len(batch.index), device=batch.index.device).tensor_split(parts):
                 if len(index):
                     label = None if batch.label is None else batch.label[index]
                     part, known = Batch(batch.image[index], label, batch.index[index]), iter(means)
                     with context():
-                        loss = objective_nats(training(part, draw), *form, partial(_next, known))
+                        loss = training.objective_nats(training(part, draw), partial(_next, known))
                     # Unlike `backward` it leaves .grad alone, and with it the hooks that DDP's all-reduce hangs on.
                     gradients = torch.autograd.grad(loss * scale, self._sums.blocks.parameters, materialize_grads=True)
                     if scaler is not None:
@@ -141,7 +138,7 @@ class NoiseScale(pl.Callback):
         if self._sums is None:
             return
         self._measured, self._sums = self._sums.estimate(lambda t: _summed(trainer, t)), None
-        self._skipped = pl_module.skipped_steps
+        self._skipped = pl_module.skips.total
         if self._images < 2:
             raise ValueError(
                 f"NoiseScale at step {trainer.global_step}: a batch of {self._images} image has no parts; wanted at "
@@ -151,7 +148,7 @@ class NoiseScale(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, Training)
         measured, self._measured = self._measured, {}
-        if not measured or pl_module.skipped_steps > self._skipped:
+        if not measured or pl_module.skips.total > self._skipped:
             return
         if math.isfinite(measured["total"].covariance_trace):
             self.running.add(measured)

@@ -22,8 +22,8 @@ class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`, in the run folder, the newest state of the training.
 
     It is written at the end of each epoch, now and then within one, and where Ctrl-C or SIGTERM asks the training to
-    stop: at the end of the step, or before the validation that it came in. What it holds goes on as if nothing had
-    been between: the same batch comes next, and the same validation.
+    stop: at the end of the step (with several processes, of the next), or before the validation that it came in. What
+    it holds goes on as if nothing had been between: the same batch comes next, and the same validation.
 
     Args:
         every_n_minutes: how often within an epoch; 0 for no such.
@@ -45,6 +45,7 @@ class Checkpoints(Checkpoint):
         self.saved_step: int | None = None
         self._place: tuple[int, bool] | None = None  # in training, of the last save: its step, and if validation came
         self._last_time = 0.0
+        self._told = torch.zeros(())  # what any of the processes was asked
         self._validation_comes: bool | None = None  # while saving
         self._signal = 0  # that asked to stop
         self._handlers: dict[signal.Signals, Any] = {}
@@ -52,7 +53,7 @@ class Checkpoints(Checkpoint):
     # When to save, and when to stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._signal, self._last_time = 0, time.monotonic()
+        self._signal, self._last_time, self._told = 0, time.monotonic(), torch.zeros(())
         self._place = trainer.global_step, trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -110,19 +111,32 @@ class Checkpoints(Checkpoint):
         """
         assert self._place is not None
         place = trainer.global_step, validation_comes
-        minutes = (time.monotonic() - self._last_time) / 60
         by_steps = self.every_n_steps and place[0] % self.every_n_steps == 0
-        by_time = 0 < self.every_n_minutes <= minutes
-        wanted = self._signal or int(is_due or by_steps or by_time)
-        if trainer.world_size > 1:  # what one of the processes wants, all do
-            tensor = torch.tensor(wanted, device=trainer.strategy.root_device)
-            wanted = int(trainer.strategy.reduce(tensor, reduce_op="max"))
+        if trainer.world_size == 1 or validation_comes or is_due:
+            self._tell(trainer)
+        asked = int(self._told)
+        wanted = asked or int(is_due or by_steps)
         is_new = place != self._place if is_due or wanted > 1 else place[0] != self._place[0]
         if wanted and is_new and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save(trainer, validation_comes)
             self._place, self._last_time, self.saved_step = place, time.monotonic(), place[0]
         if wanted > 1:
             raise SystemExit(128 + wanted)
+        if trainer.world_size > 1:  # to be read at the next step, so that a GPU is not waited for
+            self._tell(trainer)
+
+    @property
+    def _asked(self) -> int:
+        """The signal that came to this process; 1 if so many minutes have passed here, 0 for neither."""
+        minutes = (time.monotonic() - self._last_time) / 60
+        return self._signal or int(0 < self.every_n_minutes <= minutes)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        """What one of the processes was asked, all are."""
+        self._told = torch.tensor(self._asked)
+        if trainer.world_size > 1:  # not by the strategy's `reduce`, which waits for all processes first
+            self._told = torch.full((), self._asked, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(self._told, torch.distributed.ReduceOp.MAX)
 
     # What is saved
 

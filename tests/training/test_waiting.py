@@ -1,0 +1,130 @@
+"""A GPU is never waited for in a step: no number is read from it, and none copied to it, on pretended CUDA tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wngen.data import BinarizedMNIST
+from wngen.data.datamodule import binarize
+from wngen.image import Batch
+from wngen.model import LikelihoodModel
+from wngen.models import ConvVAE, PixelCNN, PixelCNNPP, PixelSNAIL, ResNetVAE
+from wngen.nn import data_dependent_init
+from wngen.noise import Noise
+from wngen.training import EMA, Training
+from wngen.training.skips import Skips
+
+MODELS: dict[str, Callable[[], LikelihoodModel]] = {
+    "ConvVAE": lambda: ConvVAE(num_classes=3),
+    "ResNetVAE": lambda: ResNetVAE(1, 28, 28, 2, "14x1, 7x2", [8], latent_channels=4),
+    "PixelCNN": lambda: PixelCNN(1, 28, 28, 2, num_classes=3),
+    "PixelCNNPP": lambda: PixelCNNPP(3, 8, 8, 256, filters=8, blocks=1),
+    "PixelSNAIL": lambda: PixelSNAIL(1, 28, 28, 2, filters=8),
+}
+READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+
+class Watch(TorchDispatchMode):
+    """Notes what would have the host wait: numbers that are read, and copies between host and GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self.calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        self.calls += 1
+        came = {t.device.type for t in args if isinstance(t, torch.Tensor) and function not in READS}
+        moved = isinstance(out, torch.Tensor) and function.name().startswith(("aten::_to_copy", "aten::copy_"))
+        if function in READS or (moved and came != {out.device.type}):
+            self.waits.append(function.name())
+        return out
+
+
+def pretend(model: nn.Module) -> None:
+    """Lay parameters and buffers out on a GPU that is not there; under a FakeTensorMode."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, t in held.items():
+                if t is not None:
+                    fake = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+                    held[name] = nn.Parameter(fake) if isinstance(t, nn.Parameter) else fake
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_and_objective(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Training, "global_step", 7)
+    model = MODELS[name]().train()
+    spec = model.spec
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        pretend(model)
+        training = Training(model, free_bits=0.1)
+        index = torch.zeros(4, dtype=torch.int64, device="cuda")
+        image = torch.zeros(4, *spec.shape, dtype=torch.uint8, device="cuda")
+        batch = Batch(binarize(image, "dynamic", Noise(0, index, 3)), index, index)
+        loss = training.objective_nats(training(batch, draw=8), lambda mean: mean)
+    assert loss.device.type == "cuda"
+    assert watch.calls > 100
+    assert watch.waits == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_backward_clipping_optimizer_and_average(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pl.Trainer, "global_step", 0)
+    model = MODELS[name]().train()
+    image = torch.randint(0, model.spec.levels, (16, *model.spec.shape), dtype=torch.uint8)
+    y = None if model.num_classes is None else torch.arange(16) % 3
+    data_dependent_init(model, image, y)
+    optimizer, skips, average = torch.optim.Adam(model.parameters(), fused=True), Skips(1e6, 3), EMA(0.9)
+    trainer, training = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False), Training(model)
+    average.on_train_start(trainer, training)
+    monkeypatch.setattr(pl.Trainer, "global_step", 1)
+    loss = model(image, y, noise=Noise(0, torch.arange(16), 1)).distortion_nats.mean()
+    before = [p.detach().clone() for p in model.parameters()]
+    with Watch() as watch:
+        loss.backward()
+        skips.leave_out(skips.decide(nn.utils.clip_grad_norm_(model.parameters(), 1.0)), optimizer)
+        optimizer.step()
+        average.on_train_batch_end(trainer, training)
+    assert watch.waits == []
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_what_would_wait_is_noticed():
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        torch.as_tensor(3, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            float(torch.ones((), device="cuda"))
+    assert watch.waits == ["aten::_to_copy"]
+    with Watch() as watch:
+        assert float(torch.ones(())) == 1
+    assert watch.waits == ["aten::_local_scalar_dense"]
+
+
+def test_training_images_lie_where_the_batches_are_wanted(monkeypatch: pytest.MonkeyPatch):
+    def loader_of(data: BinarizedMNIST):
+        strategy = SimpleNamespace(root_device=torch.device("meta"))
+        data.trainer = SimpleNamespace(
+            strategy=strategy,
+            overfit_batches=0,
+            global_rank=0,
+            world_size=1,
+            fit_loop=SimpleNamespace(total_batch_idx=-1),
+        )
+        return data.train_dataloader()
+
+    batch = next(iter(loader_of(BinarizedMNIST(batch_size=16))))
+    assert {batch.image.device.type, batch.index.device.type} == {"meta"}
+    assert batch.image.shape == (16, 1, 28, 28)
+    monkeypatch.setattr("wngen.data.datamodule.RESIDENT_BYTES", 1000)
+    batch = next(iter(loader_of(BinarizedMNIST(batch_size=16))))
+    assert {batch.image.device.type, batch.index.device.type} == {"cpu"}
