@@ -65,8 +65,10 @@ class Witness(pl.Callback):
     def __init__(self) -> None:
         self.begun: dict[str, Tensor] = {}
         self.logged: list[dict[str, float]] = []
+        self.broadcasts = True  # of buffers, before every step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Training) -> None:
+        self.broadcasts = getattr(trainer.strategy.model, "broadcast_buffers", False)
         self.begun = {name: value.clone() for name, value in pl_module.model.state_dict().items()}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -111,6 +113,7 @@ def train(folder: Path, images: Path, kind: type[Training] = Training, model: st
         "logged": witness.logged,
         "skipped": training.skips.total,
         "steps": trainer.global_step,
+        "broadcasts": witness.broadcasts,
     }
 
 

@@ -45,6 +45,7 @@ def test_every_process_holds_the_same_weights_and_the_same_average(paths):
             for kind in ("weights", "average"):
                 same(result[kind], results[0][kind])
             assert distance(result["weights"], result["begun"]) > 1e-2
+            assert not result["broadcasts"]  # masks are not sent at every step
             assert distance(result["average"], {name: result["weights"][name] for name in result["average"]}) > 1e-3
 
 

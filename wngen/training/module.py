@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -125,6 +126,9 @@ class Training(pl.LightningModule):
                 )
             count = min(self.options["init_images"], data_module.size("train"))
             self.initialize(next(iter(data_module.evaluation_batches("train", count, limit=count))))
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not any("running_" in name for name, _ in self.model.named_buffers()):
+            strategy._ddp_kwargs.setdefault("broadcast_buffers", False)  # masks, which no step changes
         if self.options["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
         if self.options["compiled"] and stage == "fit":
