@@ -25,6 +25,7 @@ from wngen.data import ImageDataModule
 from wngen.evaluation import active_units
 from wngen.evaluation.batch_figures import draw_noise_scale
 from wngen.evaluation.figures import draw_curves, draw_rates, read_curves
+from wngen.evaluation.weight_norm_figures import draw_weight_norm_health
 from wngen.latent import LatentVariableModel
 from wngen.sampling import completions, draw_samples, grid, ladder, reconstruct, save_png, upper_rows
 from wngen.training import AtomicCheckpointIO, Checkpoints, ImageGrids, Training, write_safely
@@ -233,6 +234,8 @@ class Run:
             draw_curves(self.folder / "curves.png", *parts)
             if "noise_scale/total" in read_curves(*parts):
                 draw_noise_scale(self.folder / "noise_scale.png", *parts)
+            if "v_norm/median" in read_curves(*parts):
+                draw_weight_norm_health(self.folder / "weight_norm_health.png", *parts)
         names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in self.folder.iterdir())
         get_console().print(f"In {self.folder}/: {', '.join(names)}")
 

@@ -53,6 +53,11 @@ class Skips:
         """How many up to the last step."""
         return int(self._counts[1])
 
+    @property
+    def left_out(self) -> Tensor:
+        """Whether the last step was, a scalar where the gradients are."""
+        return self._counts[1] > 0
+
     def check(self, step: int) -> None:
         """Give up, if so many were left out in a row.
 
