@@ -2,7 +2,8 @@
 
 A step is forward, backward and Adam, on random images; by default of the CIFAR-10 model of the IAF paper. Four ways:
 
-- naive fp32: weight norm as a formula left to autograd, torch's ELU, NCHW, Adam as it comes;
+- naive fp32: weight norm as a formula left to autograd, masked rows of kernels computed, torch's ELU, NCHW, Adam as it
+  comes;
 - fp32: as the library trains it in single precision, channels_last;
 - bf16: the same under bf16 autocast;
 - bf16, recompute: that, with the activations of each layer computed again for the backward pass.
@@ -66,13 +67,13 @@ def measure(way: str, options: Options) -> dict[str, Any]:
     import torch
 
     import wngen.nn.activations
-    import wngen.nn.layers
+    import wngen.nn.normalization
     from wngen.models import ResNetVAE
-    from wngen.nn import data_dependent_init
+    from wngen.nn import WNConv2d, data_dependent_init
 
     is_naive = way == "naive fp32"
     if is_naive:  # the plain formulas, which the library keeps for compilers
-        wngen.nn.layers.being_traced = wngen.nn.activations.being_traced = lambda: True
+        wngen.nn.normalization.being_traced = wngen.nn.activations.being_traced = lambda: True
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = ResNetVAE(
@@ -86,6 +87,9 @@ def measure(way: str, options: Options) -> dict[str, Any]:
         recompute=way.endswith("recompute"),
     )
     x = torch.randint(0, 256, (options.batch, *model.spec.shape), dtype=torch.uint8)
+    for module in model.modules() if is_naive else ():
+        if isinstance(module, WNConv2d):
+            module.trim = None  # with the masked rows of the kernels
     data_dependent_init(model, x[:2])
     if not is_naive:
         model.to(memory_format=torch.channels_last)

@@ -203,27 +203,19 @@ class LinearHierarchy:
 WAYS = [("bidirectional", False), ("bidirectional", True), ("bottom-up", False)]  # and whether relative
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize(("inference", "relative_posterior"), WAYS)
-def test_the_sampled_rates_of_a_linear_gaussian_hierarchy_are_ratios_of_its_densities(
-    inference: str, posterior: str, relative_posterior: bool, monkeypatch: pytest.MonkeyPatch
-):
-    linear = LinearHierarchy(
-        monkeypatch, inference=inference, posterior=posterior, relative_posterior=relative_posterior
-    )
+@pytest.fixture(params=[(posterior, *way) for posterior in POSTERIORS for way in WAYS], ids=str)
+def linear(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LinearHierarchy:
+    posterior, inference, relative = request.param
+    return LinearHierarchy(monkeypatch, inference=inference, posterior=posterior, relative_posterior=relative)
+
+
+def test_the_sampled_rates_of_a_linear_gaussian_hierarchy_are_ratios_of_its_densities(linear: LinearHierarchy):
     for image in images(linear.model, 2)[0]:
         z, rates = inferred(linear.model, linear.model.encode(image[None]), torch.randn(20, 10, dtype=torch.float64))
         torch.testing.assert_close(rates, linear.rates_at(image, z), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize(("inference", "relative_posterior"), WAYS)
-def test_the_elbo_of_a_linear_gaussian_hierarchy_is_its_closed_form(
-    inference: str, posterior: str, relative_posterior: bool, monkeypatch: pytest.MonkeyPatch
-):
-    linear = LinearHierarchy(
-        monkeypatch, inference=inference, posterior=posterior, relative_posterior=relative_posterior
-    )
+def test_the_elbo_of_a_linear_gaussian_hierarchy_is_its_closed_form(linear: LinearHierarchy):
     model, n = linear.model, 4000
     x, _ = images(model, 3)
     closed = [linear.bound(image) for image in x]
@@ -233,9 +225,9 @@ def test_the_elbo_of_a_linear_gaussian_hierarchy_is_its_closed_form(
     covariance = linear.posterior(x[0]).covariance_matrix
     assert covariance[linear.upper, linear.lower].abs().max() > 0.01  # the layers know of each other
     # What is drawn first has a diagonal covariance unless there is a flow.
-    first = linear.upper if inference == "bidirectional" else linear.lower
+    first = linear.upper if model.inference == "bidirectional" else linear.lower
     within = covariance[first, first]
-    assert ((within - within.diag().diag()).abs().max() > 0.01) == (posterior == "iaf")
+    assert ((within - within.diag().diag()).abs().max() > 0.01) == (model.config["posterior"] == "iaf")
     assert (elbo < linear.evidence.log_prob(x.flatten(1).double())).all()
     rows, code = x.repeat(n, 1, 1, 1), tuple(part.repeat(n, 1, 1, 1) for part in model.encode(x))
     for seed, sampled_rate in enumerate((False, True)):
@@ -269,15 +261,8 @@ def test_the_importance_weighted_bound_of_a_linear_gaussian_hierarchy_rises_to_i
 # The density of the prior
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize(("inference", "relative_posterior"), WAYS)
-def test_the_log_prior_of_a_linear_gaussian_hierarchy_is_its_closed_form(
-    inference: str, posterior: str, relative_posterior: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_log_prior_of_a_linear_gaussian_hierarchy_is_its_closed_form(linear: LinearHierarchy):
     """And with the pixels' density and the posterior's it makes up the sampled bound."""
-    linear = LinearHierarchy(
-        monkeypatch, inference=inference, posterior=posterior, relative_posterior=relative_posterior
-    )
     model = linear.model
     for image in images(model, 2)[0]:
         z, rates = inferred(model, model.encode(image[None]), torch.randn(20, 10, dtype=torch.float64))

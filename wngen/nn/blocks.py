@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wngen.nn.activations import concat_elu, elu
 from wngen.nn.causal import Pointwise
-from wngen.nn.layers import WNConv2d
+from wngen.nn.convolutions import WNConv2d
 from wngen.nn.walk import Walk
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.nn.layers import MaskedWNConv2d, WNConv2d, WNConvTranspose2d
+from wngen.nn.convolutions import MaskedWNConv2d, WNConv2d, WNConvTranspose2d
 from wngen.nn.walk import Walk
 
 

@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from wngen.nn.layers import (
-    Gain,
-    MaskedWNConv2d,
-    MaskedWNLinear,
-    WeightNormalized,
-    WNConv1d,
-    WNConv2d,
-    WNConv3d,
-    WNConvTranspose2d,
-    WNLinear,
-    normalize,
-)
+from wngen.nn.convolutions import MaskedWNConv2d, WNConv1d, WNConv2d, WNConv3d, WNConvTranspose2d
+from wngen.nn.layers import Gain, MaskedWNLinear, WeightNormalized, WNLinear
+from wngen.nn.normalization import normalize
 from wngen.nn.recurrent import WNGRU, WNLSTM, WNGRUCell, WNLSTMCell, WNRecurrent
 
 Spelling = Literal["parametrization", "hook"]

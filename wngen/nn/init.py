@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wngen.nn.blocks import GatedResidualBlock, ResidualBlock
-from wngen.nn.layers import WeightNormalized, WNConvTranspose2d
+from wngen.nn.convolutions import WNConvTranspose2d
+from wngen.nn.layers import WeightNormalized
 from wngen.nn.norm import MeanOnlyBatchNorm
 
 PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
