@@ -141,7 +141,7 @@ class Run:
             options["limit_val_batches"] = 0
         given = options["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=10)]
+        bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=2)]
         options["callbacks"] = [*given, images, *bar, *[best] * has_validation, checkpoints]
         plugins = options["plugins"] or []
         options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]

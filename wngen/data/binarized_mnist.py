@@ -82,7 +82,7 @@ class BinarizedMNIST(ImageDataModule):
                 f"{STATIC_SHA256}; install wngen again"
             )
         with np.load(io.BytesIO(packed)) as rows:
-            bits = {name: np.unpackbits(rows[name], axis=1).reshape(-1, 1, 28, 28) for name in rows}
+            bits = {name: np.unpackbits(rows[name], axis=1).reshape(-1, 1, 28, 28).copy() for name in rows}
         training = Images.all_of(torch.from_numpy(np.concatenate([bits["train"], bits["valid"]])))
         train, val = training.hold_out(self.validation)
         return {"train": train, "val": val, "test": Images.all_of(torch.from_numpy(bits["test"]))}

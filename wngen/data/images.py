@@ -45,7 +45,8 @@ class Images:
     def __getitem__(self, index: Tensor) -> Batch:
         """The images of the given indices `(B,)`, copied out of the array."""
         rows = self.rows[index]
-        return Batch(self.image[rows].contiguous(), None if self.label is None else self.label[rows], index)
+        label = None if self.label is None else self.label[rows]
+        return Batch(self.image.index_select(0, rows).contiguous(), label, index)
 
     def to(self, device: torch.device) -> Images:
         """The same images on a device, which their indices must be on too."""

@@ -31,6 +31,7 @@ class EMA(pl.Callback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
+        self._weights: list[Tensor] = []  # in the order of the averages
         self._step = 0  # of the last update
 
     @staticmethod
@@ -44,6 +45,7 @@ class EMA(pl.Callback):
             self.average = {name: self.average[name].to(p) for name, p in parameters.items()}
         else:
             self.average = {name: p.clone() for name, p in parameters.items()}
+        self._weights = [parameters[name] for name in self.average]
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -53,8 +55,7 @@ class EMA(pl.Callback):
             return
         self._step = t
         decay = min(self.decay, (1 + t) / (10 + t)) if self.decay else 0.0
-        parameters = self._parameters(pl_module)
-        torch._foreach_lerp_(list(self.average.values()), [parameters[name] for name in self.average], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), self._weights, 1 - decay)
 
     @torch.no_grad()
     def swap_in(self, pl_module: pl.LightningModule) -> None:
