@@ -42,7 +42,7 @@ STOPPING = [
 ]  # fmt: skip
 NOISE_SCALE = [
     "--trainer.callbacks+=NoiseScale", "--trainer.callbacks.every_n_steps=5", "--trainer.callbacks.parts=10",
-    "--trainer.callbacks.decay=0",
+    "--trainer.callbacks.window=1",
 ]  # fmt: skip
 FIFTHS = 5
 GUESS = 2e-3, 50  # a learning rate and its batch size; of others it is guessed to go with the square root

@@ -68,7 +68,9 @@ class Witness(pl.Callback):
         self.broadcasts = True  # of buffers, before every step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Training) -> None:
-        self.broadcasts = getattr(trainer.strategy.model, "broadcast_buffers", False)
+        self.broadcasts = any(
+            getattr(trainer.strategy.model, name, False) for name in ("broadcast_buffers", "forward_sync_buffers")
+        )
         self.begun = {name: value.clone() for name, value in pl_module.model.state_dict().items()}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:

@@ -387,6 +387,16 @@ def test_callbacks_from_a_configuration_and_no_logger(tmp_path):
     assert not (run / "curves.png").exists()
 
 
+def test_a_run_too_short_for_a_learning_curve_ends_well_with_what_was_measured(tmp_path):
+    """After four steps no bound was logged yet, but the noise scale was."""
+    run = tmp_path / "run"
+    noise = ["--trainer.callbacks+=NoiseScale", "--trainer.callbacks.every_n_steps=2", "--trainer.max_steps=4"]
+    assert main(["fit", "--run", str(run), *MINIATURE, "--trainer.limit_train_batches=1.0", *noise]) == 0
+    assert (run / "noise_scale.png").is_file()
+    assert not (run / "curves.png").exists()
+    assert (run / "release" / "model.safetensors").is_file()
+
+
 def test_resuming_with_another_learning_rate_is_refused(run, capsys):
     """The schedule's state would override it in silence."""
     assert main(["fit", "--resume", str(run), "--training.learning_rate=1e-5"]) == 1

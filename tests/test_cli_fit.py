@@ -282,3 +282,11 @@ def test_a_shell_sees_by_its_status_that_a_run_was_terminated(images, tmp_path):
     one, other = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, uninterrupted))
     for part in ("state_dict", "ema"):
         assert all(torch.equal(value, other[part][key]) for key, value in one[part].items())
+
+
+def test_what_is_wrong_with_a_callback_is_said_in_its_own_words(tmp_path, capsys):
+    command = ["fit", f"--run={tmp_path / 'run'}", "--trainer.callbacks+=ForcedWeightNorm", "--trainer.callbacks.rms=0"]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("wngen fit: error: rms=0.0: wanted a positive number, such as 0.05, or none for unit norm\n")
+    assert not (tmp_path / "run").exists()

@@ -163,7 +163,8 @@ def test_dynamic_binarization_has_the_ink_of_the_grey_images(data_root: Path):
     assert dynamic.protocol("test")["seed"] == 0
 
 
-def test_of_several_that_want_a_data_set_one_downloads_and_the_others_wait(tmp_path):
+def test_of_several_that_want_a_data_set_one_downloads_and_the_others_wait(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wngen.data.download.PATIENCE_S", 0.05)
     file, downloads = tmp_path / "data" / "half.bin", []
 
     class Slow:
@@ -180,6 +181,9 @@ def test_of_several_that_want_a_data_set_one_downloads_and_the_others_wait(tmp_p
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(want, range(4))) == [b"the first half and the second"] * 4
     assert len(downloads) == 1
+    assert "Waiting for another process that downloads, and holds" in capsys.readouterr().out
+    with FileLock(tmp_path / "data" / ".Slow.lock", timeout=0):
+        pass  # it is free again
 
 
 def test_a_folder_that_cannot_be_written_to_may_hold_the_data(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from wngen.cli.scaling import critical_batch
-from wngen.evaluation.batch_figures import draw_noise_scale, noise_scale_curves
+from wngen.evaluation.batch_figures import draw_noise_scale, noise_scale_curves, trade_off
 from wngen.evaluation.critical_batch import fit_trade_off, steps_to
 
 SIZES = [16, 32, 64, 128, 256, 512]
@@ -113,7 +113,7 @@ def write(tmp_path: Path) -> Write:
             "model": {"class_path": "wngen.models.ConvVAE", "init_args": {"hidden": more.get("hidden", 8)}},
             "data": {"class_path": "wngen.data.BinarizedMNIST", "init_args": {"batch_size": batch_size, "seed": 0}},
             "training": {"learning_rate": more.get("learning_rate", 1e-3), "seed": more.get("seed", 0)},
-            "trainer": {"accumulate_grad_batches": more.get("accumulate_grad_batches", 1)},
+            "trainer": {name: more[name] for name in ("accumulate_grad_batches", "limit_val_batches") if name in more},
         }
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
         return str(tmp_path / name)
@@ -133,8 +133,9 @@ def test_the_command_fits_runs_by_their_whole_batch_and_draws(write: Write, tmp_
     assert "it takes 2,000 steps; however small, 180,0" in " ".join(said.split())
     lines = {line.split()[1]: line for line in said.splitlines() if line.startswith("│")}
     assert " 128 " in lines["window"]
-    assert "not fitted" in lines["untuned"]
-    assert "not fitted" not in lines["b64"] + lines["again"]
+    assert "slower" in lines["untuned"]
+    assert "slower" not in lines["b64"] + lines["again"]
+    assert "the fastest is the highest with batches of 64: try beyond." in said
     with Image.open(picture) as image:
         assert len(image.convert("L").getcolors()) > 10
 
@@ -144,6 +145,74 @@ def test_without_a_bound_it_is_the_best_that_all_reached(write: Write, capsys):
         [write(f"b{size}", size, steps_of(size), last=-93.0 if size == 32 else -91.0) for size in (16, 32, 64)]
     )
     assert "To a validation bound of -93." in capsys.readouterr().out
+
+
+def bound_of(said: str) -> float:
+    return float(said.partition("To a validation bound of ")[2].split()[0])
+
+
+def test_a_run_that_is_behind_and_ends_is_slower_whatever_the_bound(write: Write, capsys):
+    """And so neither changes the bound by default nor has to reach one that is given."""
+    runs = [write(f"b{size}", size, steps_of(size)) for size in (16, 32, 64)]
+    behind = write("behind", 32, 3 * steps_of(32), last=-150.0, learning_rate=0.1)
+    diverged = Path(write("diverged", 64, 9.0, learning_rate=0.2))
+    (diverged / "metrics" / "version_0" / "metrics.csv").write_text("step,val/elbo_nats\n9,-300\n19,nan\n29,nan\n")
+    critical_batch(runs)
+    alone = capsys.readouterr().out
+    critical_batch([*runs, behind, str(diverged)])
+    said = capsys.readouterr().out
+    assert bound_of(said) == bound_of(alone) == pytest.approx(-91.1, abs=0.3)
+    assert said.count("never") == 2
+    assert "Critical batch size: 90 images" in said
+    assert "is the lowest with batches of 32, the lowest with batches of 64: try beyond." in " ".join(said.split())
+    critical_batch([*runs, behind, "--bound", "-100"])
+    assert "Critical batch size: 90 images" in capsys.readouterr().out
+
+
+def test_a_run_that_is_ahead_and_ends_lowers_the_bound(write: Write, capsys):
+    """As those do that were stopped at a bound; by a higher one the slowest of a batch size could be the fastest."""
+    runs = [write(f"b{size}", size, steps_of(size), learning_rate=1e-4) for size in (16, 32, 64)]
+    ahead = write("ahead", 32, steps_of(32) / 2, last=-120.0, learning_rate=1e-3)
+    critical_batch([*runs, ahead])
+    said = capsys.readouterr().out
+    assert -123 < bound_of(said) <= -120
+    assert [" slower " in line for line in said.splitlines() if " b32 " in line] == [True]
+    with pytest.raises(ValueError, match=r"ahead ended at -12\d\.\d\d, where it was ahead of b32\. Choose a bound"):
+        critical_batch([*runs, ahead, "--bound", "-100"])
+
+
+def test_the_recipe_that_reaches_the_bound_with_more_of_its_seeds_counts(write: Write, capsys):
+    runs = [write(f"b{size}", size, steps_of(size)) for size in (16, 64)]
+    runs += [write(f"sure-{seed}", 32, steps_of(32), seed=seed) for seed in (0, 1)]
+    runs += [write("lucky-0", 32, steps_of(32) / 2, learning_rate=0.1)]
+    runs += [write(f"lucky-{seed}", 32, steps_of(32) * 2, -150.0, learning_rate=0.1, seed=seed) for seed in (1, 2)]
+    runs += [write("hopeless", 32, steps_of(32) * 2, -150.0, learning_rate=0.2)]
+    critical_batch([*runs, "--bound", "-100"])
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
+    assert "never" in lines["lucky-1"]
+    assert "never" in lines["hopeless"]
+    assert "slower" in lines["lucky-0"]
+    assert not any(word in lines[name] for word in ("never", "slower") for name in ("sure-0", "sure-1"))
+
+
+def test_a_rate_between_others_is_tuned(write: Write, capsys):
+    runs = [write(f"b{size}", size, steps_of(size)) for size in (16, 32, 64)]
+    runs += [write(f"rate-{rate}", 32, 2 * steps_of(32), learning_rate=rate) for rate in (5e-4, 2e-3)]
+    critical_batch([*runs, "--bound", "-100"])
+    assert "try beyond" not in capsys.readouterr().out
+
+
+def test_a_row_is_a_line_of_eighty_columns(write: Write, capsys):
+    names = [f"batch-{size:03d}-rate-0.001-seed-0000" for size in (16, 32, 64)]
+    runs = [write(name, size, steps_of(size)) for name, size in zip(names, (16, 32, 64), strict=True)]
+    names.append("batch-064-rate-0.004-seed-0000")
+    critical_batch([*runs, write(names[-1], 64, 9 * steps_of(64), learning_rate=4e-3), "--bound", "-100"])
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == names
+    assert "slower" in rows[-1]
+    assert all(len(row) <= 80 for row in rows)
+    assert "learning" in said
 
 
 def test_runs_that_do_not_tell_are_said_not_to(write: Write, capsys):
@@ -162,6 +231,8 @@ def test_mistakes_are_named(write: Write, tmp_path: Path):
         critical_batch([*runs, "--bound", "-300"])
     with pytest.raises(ValueError, match="2 batch sizes"):
         critical_batch([*runs[:2], "--bound", "-100"])
+    with pytest.raises(ValueError, match=r"1 batch size \(16\): two numbers"):
+        critical_batch([*runs[:1], "--bound", "-100"])
     other = write("other", 128, 1000, hidden=16)
     with pytest.raises(ValueError, match=r"other has model\.hidden=16, b16 has 8"):
         critical_batch([*runs, other])
@@ -171,9 +242,37 @@ def test_mistakes_are_named(write: Write, tmp_path: Path):
     with pytest.raises(ValueError, match="does not say the batch size"):
         critical_batch([*runs, other])
     metrics = Path(short) / "metrics" / "version_0" / "metrics.csv"
+    metrics.write_text("epoch,step,val/elbo_nats\n0,1,nan\n")
+    with pytest.raises(ValueError, match=r"batches of 128: no validation of any run has a finite bound"):
+        critical_batch([*runs, short])
     metrics.write_text("epoch,step,train/elbo_nats\n0,1,-100\n")
     with pytest.raises(ValueError, match="wanted a run that was validated"):
         critical_batch([*runs, short])
+
+
+def test_all_must_be_validated_on_as_many_images(write: Write, capsys):
+    """Its limit counts batches, those that validation has and not a window of them; a float up to 1 is a share."""
+    runs = [write(f"b{size}", size, steps_of(size), limit_val_batches=1280.0 / size) for size in (16, 32, 64)]
+    runs.append(write("window", 64, steps_of(128), limit_val_batches=20.0, accumulate_grad_batches=2))
+    critical_batch(runs)
+    assert "Critical batch size: 90 images" in capsys.readouterr().out
+    more = write("more", 128, steps_of(128), limit_val_batches=20.0)
+    message = r"more was validated on 2,560 images, b16 on 1,280 images: wanted the same .*limit_val_batches set to one"
+    with pytest.raises(ValueError, match=message):
+        critical_batch([*runs, more])
+    everything = [write(f"all{i}", 32 << i, 100, **limit) for i, limit in enumerate(({}, {"limit_val_batches": 1.0}))]
+    half = write("half", 16, 100, limit_val_batches=0.5)
+    with pytest.raises(ValueError, match=r"half was validated on 0.5 of all images, all0 on all images"):
+        critical_batch([*everything, half])
+
+
+def test_a_batch_size_is_written_once(tmp_path: Path):
+    sizes, steps = [16, 16, 64, 1024], [9000.0, 9100.0, 4000.0, 2100.0]
+    axes = trade_off(fit_trade_off(sizes, steps), sizes, steps).axes[0]
+    assert {text.get_text(): text.xy for text in axes.texts} == {
+        "16": (9100, 16 * 9100), "64": (4000, 64 * 4000), "1,024": (2100, 1024 * 2100)
+    }  # fmt: skip
+    assert len(axes.texts) == 3
 
 
 def test_noise_scales_of_a_run_are_drawn_block_by_block(tmp_path: Path):

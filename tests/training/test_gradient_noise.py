@@ -60,16 +60,35 @@ def test_trace_and_squared_gradient_are_without_bias_for_parts_of_any_size():
 def test_the_scale_is_a_ratio_of_averages_and_not_an_average_of_ratios():
     generator = np.random.default_rng(0)
     trace, square = 162 * generator.chisquare(8, 4000) / 8, 2 + 4 * generator.standard_normal(4000)
-    running = RunningNoise(decay=0.9995)
+    running, lately = RunningNoise(window=4000), RunningNoise(window=10)
     ratios = []
     for pair in zip(trace, square, strict=True):
         running.add({"total": GradientNoise(*pair)})
+        lately.add({"total": GradientNoise(*pair)})
         ratios.append(pair[0] / pair[1])
     assert running.averages()["total"].noise_scale == pytest.approx(81, rel=0.15)
     assert abs(np.mean(ratios) - 81) > 40
-    weights = 0.9995 ** np.arange(4000)[::-1]
-    assert running.averages()["total"].covariance_trace == pytest.approx(np.average(trace, weights=weights))
+    assert running.averages()["total"].covariance_trace == pytest.approx(trace.mean())
+    assert lately.averages()["total"].covariance_trace == pytest.approx(trace[-10:].mean())
+    assert lately.averages()["total"].squared_gradient == pytest.approx(square[-10:].mean())
+    assert (running.count, lately.count) == (4000, 10)
     assert GradientNoise(1.0, -0.1).noise_scale == math.inf
+
+
+def test_what_lies_before_the_window_does_not_count_after_a_resumption_either():
+    """Training goes on from a checkpoint, with the same window or a shorter one."""
+    before = RunningNoise(window=5)
+    assert before.averages() == {}
+    for trace in (1e6, 1.0, 2.0, 3.0, 4.0, 9.0):
+        before.add({"a": GradientNoise(trace, 1.0), "total": GradientNoise(2 * trace, -trace)})
+    for window, mean in ((5, 19 / 5), (2, 13 / 2)):
+        after = RunningNoise(window)
+        after.load_state_dict(before.state_dict())
+        assert after.count == window
+        assert after.averages()["a"] == GradientNoise(mean, 1.0)
+        assert after.averages()["total"] == GradientNoise(2 * mean, -mean)
+    after.add({"a": GradientNoise(3.0, 1.0), "total": GradientNoise(0.0, 0.0)})
+    assert after.averages()["a"].covariance_trace == pytest.approx(6)
 
 
 def test_random_parts_agree_with_the_variance_over_single_images():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,25 @@ def test_the_rate_of_each_layer_is_logged_beside_the_whole(training: Training, t
         assert float(logged[0][f"val/{NAMES[i]}"]) == pytest.approx(layer.mean(), rel=1e-5)
 
 
+def test_what_is_written_of_a_step_is_of_that_step(training: Training, tmp_path: Path):
+    np.savez(tmp_path / "images.npz", train=np.random.default_rng(0).integers(0, 2, (60, 6, 6), dtype=np.uint8))
+    rows = {}
+    for every in (1, 3):
+        data = ArrayFile(str(tmp_path / "images.npz"), levels=2, batch_size=10, test=0, validation=0)
+        logger = CSVLogger(tmp_path, name=f"every{every}")
+        again = Training(copy.deepcopy(training.model), init_images=20, ema_decay=0, warmup_steps=6)
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=1, logger=logger, log_every_n_steps=every, enable_checkpointing=False,
+            limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(again, datamodule=data)
+        with (Path(logger.log_dir) / "metrics.csv").open() as file:
+            rows[every] = {row["step"]: row for row in csv.DictReader(file)}
+    assert list(rows[1]) == ["0", "1", "2", "3", "4", "5"]
+    assert rows[3] == {step: rows[1][step] for step in ("2", "5")}
+    assert rows[3]["2"]["train/learning_rate"] != rows[3]["5"]["train/learning_rate"]
+
+
 def test_images_of_all_processes_count_alike(training: Training, monkeypatch: pytest.MonkeyPatch):
     """Process 0 has 5 images in two batches, process 1 has 2, process 2 none."""
     parts = [bound(3), bound(2), bound(2)]
@@ -73,7 +93,9 @@ def test_images_of_all_processes_count_alike(training: Training, monkeypatch: py
     strategy = SimpleNamespace(reduce=lambda totals, reduce_op: totals + elsewhere._totals + nowhere)
     training._trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     logged: dict[str, float] = {}
-    monkeypatch.setattr(training, "log_dict", lambda figures, **options: logged.update(figures))
+    monkeypatch.setattr(
+        training, "log_dict", lambda figures, **_: logged.update({name: float(each) for name, each in figures.items()})
+    )
     training._log_totals("val")
     layers = torch.cat([part.layer_kl_nats for part in parts]).double()
     for i, name in enumerate(NAMES):
@@ -92,7 +114,9 @@ def test_a_validation_waits_for_no_batch(training: Training):
 def test_of_one_layer_the_rate_says_it(monkeypatch: pytest.MonkeyPatch):
     training = Training(ConvVAE(1, 6, 6, 2, latent_dim=2, widths=(4,), blocks=1, hidden=8, iaf_width=8))
     logged: dict[str, float] = {}
-    monkeypatch.setattr(training, "log_dict", lambda figures, **options: logged.update(figures))
+    monkeypatch.setattr(
+        training, "log_dict", lambda figures, **_: logged.update({name: float(each) for name, each in figures.items()})
+    )
     means = training._figures(Bound(torch.ones(2), (torch.ones(2, 2),))).mean(dim=0).tolist()
     training._log_figures("train", means)
     assert logged.keys() == {f"train/{name}" for name in ("elbo_nats", "bits_per_dim", "distortion_nats", "rate_nats")}

@@ -105,19 +105,19 @@ def dividing_floor(path: Path, part: Any) -> float:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_mean_of_the_parts_is_the_gradient_of_the_step(data_path: Path, tmp_path: Path, precision: Any):
     """With a weight of the rate, and free bits that a part falls on the other side of than the whole batch."""
-    noise, steps = NoiseScale(1, parts=3, decay=0), Steps()
+    noise, steps = NoiseScale(1, parts=3, window=1), Steps()
     training = make_training(free_bits=dividing_floor(data_path, slice(6)), kl_warmup_steps=2)
     fit(tmp_path, training, images_of(data_path), noise, steps, precision=precision)
     means = [g + s / BATCH for name, (s, g) in figures(noise).items() if name != "total"]
     wanted = steps.squares[0].tolist()
     assert means == pytest.approx(wanted, rel=1e-4 if precision == "32-true" else 0.05)
-    other = NoiseScale(1, parts=3, decay=0)
+    other = NoiseScale(1, parts=3, window=1)
     fit(tmp_path, make_training(), images_of(data_path), other)
     assert figures(other)["total"] != pytest.approx(figures(noise)["total"], rel=1e-3)
 
 
 def test_parts_windows_and_single_images_agree(data_path: Path, tmp_path: Path):
-    pieces, window, single = NoiseScale(1, 4, 0), NoiseScale(1, 4, 0), NoiseScale(1, BATCH, 0)
+    pieces, window, single = NoiseScale(1, 4, 1), NoiseScale(1, 4, 1), NoiseScale(1, BATCH, 1)
     steps = Steps()
     fit(tmp_path, make_training(), images_of(data_path), pieces)
     fit(tmp_path, make_training(), images_of(data_path, BATCH // 4), window, accumulate_grad_batches=4)
@@ -132,7 +132,7 @@ def measured(rank: int, path: Path, folder: Path, floor: float) -> list[Any]:
     warnings.simplefilter("ignore")  # of torch's about its own collectives
     results = []
     for parts, free_bits in ((2, 0.0), (BATCH, floor)):
-        noise = NoiseScale(1, parts, 0)
+        noise = NoiseScale(1, parts, 1)
         strategy = DDPStrategy(process_group_backend="gloo")
         training = make_training(free_bits=free_bits)
         fit(folder, training, images_of(path), noise, strategy=strategy, devices=2)
@@ -145,7 +145,7 @@ def test_two_processes_measure_what_one_does(data_path: Path, tmp_path: Path):
     both = forked(2, measured, data_path, tmp_path, floor)
     assert both[0] == both[1]
     (shares, _), (singles, weights) = both[0]
-    alone, training = NoiseScale(1, BATCH, 0), make_training(free_bits=floor)
+    alone, training = NoiseScale(1, BATCH, 1), make_training(free_bits=floor)
     fit(tmp_path, training, images_of(data_path), alone)
     same(singles, figures(alone))
     torch.testing.assert_close(torch.tensor(weights), training.model.state_dict()["posterior.v"], rtol=1e-4, atol=1e-5)
@@ -262,7 +262,7 @@ def test_a_step_that_is_left_out_is_not_measured(data_path: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"every_n_steps": 0}, "every_n_steps=0"), ({"parts": 1}, "at least 2 parts"), ({"decay": 1.0}, "decay=1")],
+    [({"every_n_steps": 0}, "every_n_steps=0"), ({"parts": 1}, "at least 2 parts"), ({"window": 0}, "window=0")],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):

@@ -20,6 +20,7 @@ from wngen.models import ConvVAE, PixelCNN, PixelCNNPP, PixelSNAIL, ResNetVAE
 from wngen.nn import data_dependent_init
 from wngen.noise import Noise
 from wngen.training import EMA, Training
+from wngen.training.adamax import CompiledAdamax
 from wngen.training.skips import Skips
 
 MODELS: dict[str, Callable[[], LikelihoodModel]] = {
@@ -97,6 +98,40 @@ def test_backward_clipping_optimizer_and_average(name: str, monkeypatch: pytest.
         average.on_train_batch_end(trainer, training)
     assert watch.waits == []
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_what_the_progress_bar_shows_lies_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    """Lightning reads it at every step."""
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(Training, "log_dict", lambda self, figures, **_: logged.update(figures))
+    model = ConvVAE()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pretend(model)
+        training = Training(model)
+        assert next(training.parameters()).device.type == "cuda"
+        training._log_figures("train", [-90.0, 60.0, 30.0], learning_rate=0.1)
+    assert {"train/elbo_nats", "train/bits_per_dim", "train/learning_rate"} <= logged.keys()
+    assert {figure.device.type for figure in logged.values()} == {"cpu"}
+
+
+def test_compiled_adamax_is_told_of_steps_that_are_left_out_without_waiting(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wngen.training.adamax.torch.compile", lambda function, **_: function)
+    weights = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(4))]
+    alone = [nn.Parameter(p.detach().clone()) for p in weights]
+    ours, theirs, skips = CompiledAdamax(weights, 0.1), torch.optim.Adamax(alone, 0.1), Skips(10.0, 100)
+    for norm in (float("nan"), 1.0, float("inf"), 2.0):  # the first one too, before there are moments
+        for p, q in zip(weights, alone, strict=True):
+            q.grad = torch.randn_like(q)
+            p.grad = q.grad.clone() if norm < 10 else torch.full_like(p, norm)
+        with Watch() as watch:
+            skips.leave_out(skips.decide(torch.tensor(norm)), ours)
+            ours.step()
+        assert watch.waits == []
+        if norm < 10:
+            theirs.step()
+    for p, q in zip(weights, alone, strict=True):
+        torch.testing.assert_close(p, q)
+    assert skips.total == 2
 
 
 def test_what_would_wait_is_noticed():

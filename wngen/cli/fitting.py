@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,11 @@ def _instantiated(options: Namespace) -> dict[str, Any]:
     """The trainer's options with the objects, such as callbacks, that a configuration names by class."""
     parser = Arguments()
     parser.add_class_arguments(pl.Trainer, "trainer", skip=OURS, instantiate=False)
-    built: dict[str, Any] = parser.instantiate(Namespace(trainer=options)).trainer.as_dict()
+    try:
+        built: dict[str, Any] = parser.instantiate(Namespace(trainer=options)).trainer.as_dict()
+    except ValueError as error:  # what an object said is the first of what each type that it might be of says
+        found = re.search(r"Union subtypes\n.*?Errors:\n  - (.*?)\n  - Not a valid", str(error), re.DOTALL)
+        raise ValueError(found.group(1) if found else str(error)) from error
     return built
 
 

@@ -231,10 +231,12 @@ class Run:
             save_png(picture, self.folder / "completions.png")
         parts = sorted((self.folder / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
         if parts:  # a user may have chosen another logger
-            draw_curves(self.folder / "curves.png", *parts)
-            if "noise_scale/total" in read_curves(*parts):
+            logged = read_curves(*parts).keys()
+            if logged & {"train/elbo_nats", "val/elbo_nats"}:  # a short run ends before either is logged
+                draw_curves(self.folder / "curves.png", *parts)
+            if "noise_scale/total" in logged:
                 draw_noise_scale(self.folder / "noise_scale.png", *parts)
-            if "v_norm/median" in read_curves(*parts):
+            if "v_norm/median" in logged:
                 draw_weight_norm_health(self.folder / "weight_norm_health.png", *parts)
         names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in self.folder.iterdir())
         get_console().print(f"In {self.folder}/: {', '.join(names)}")

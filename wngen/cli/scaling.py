@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import yaml
 from rich import get_console
 from rich.table import Column, Table
@@ -32,16 +34,19 @@ def critical_batch(argv: list[str]) -> None:
     parser.add_argument(
         "--bound",
         type=float | None,
-        help="The validation bound to be reached, in nats such as -95; by default the best that all runs reached.",
+        help="The validation bound to be reached, in nats such as -95; by default the best that each batch "
+        "size reached, slower runs of it aside.",
     )
     parser.add_argument("--confidence", type=float, default=0.95, help="Of the interval.")
     parser.add_argument("--out", type=str | None, help="Where the picture goes, a PNG; without it none is drawn.")
     options = parser.parse_args(argv)
     runs = [Trained.read(Path(folder)) for folder in options.run]
     check_comparable(runs)
-    bound = min(run.best_nats for run in runs) if options.bound is None else options.bound
+    bound = common_bound_nats(runs) if options.bound is None else options.bound
     reached = Reached.by(runs, bound)
     get_console().print(_table(reached, bound))
+    if edges := rates_at_an_edge(reached):
+        get_console().print(edges, markup=False, soft_wrap=True)
     counted = [each for each in reached if each.counts]
     sizes, steps = [each.run.batch_size for each in counted], [each.steps for each in counted]
     fit = fit_trade_off(sizes, steps, options.confidence)
@@ -97,14 +102,33 @@ class Trained:
 
     @property
     def best_nats(self) -> float:
-        """The best bound of validation."""
-        finite = [value for value in self.curve[1].tolist() if math.isfinite(value)]
-        return max(finite, default=-math.inf)
+        """The best bound of validation; -inf if none is finite."""
+        return self.best_until(math.inf)
+
+    def best_until(self, step: float) -> float:
+        """The same of the validations after so many steps or fewer."""
+        steps, values = self.curve
+        return float(values[(steps <= step) & np.isfinite(values)].max(initial=-math.inf))
 
     @property
     def recipe(self) -> dict[str, Any]:
         """How it was trained, which may be chosen anew for each batch size; not the seed."""
         return {name: value for name, value in (self.config.get("training") or {}).items() if name != "seed"}
+
+    @property
+    def rate(self) -> float | None:
+        """Its learning rate, if its configuration tells."""
+        rate = self.recipe.get("learning_rate")
+        return rate if isinstance(rate, float) else None
+
+    @property
+    def validated_on(self) -> str:
+        """How many images its validations were of, in words."""
+        limit = self.config["trainer"].get("limit_val_batches")
+        if limit is None or limit == 1:
+            return "all images"
+        size = self.config["data"]["init_args"]["batch_size"]
+        return f"{limit * size:,.0f} images" if limit > 1 else f"{limit:g} of all images"
 
 
 @dataclass(frozen=True)
@@ -113,8 +137,9 @@ class Reached:
 
     Attributes:
         run: the run.
-        steps: optimizer steps.
-        counts: whether it is fitted: it is not if another recipe was faster with the same batch size.
+        steps: optimizer steps; infinite if it never came so far.
+        counts: whether it is fitted: it is not if it never came so far, or another recipe was faster with the same
+            batch size.
     """
 
     run: Trained
@@ -126,39 +151,93 @@ class Reached:
         """All runs in the order of their batch sizes.
 
         Of each batch size those runs count that were trained in the fastest way; of several that differ in nothing but
-        the seed the geometric mean of the steps decides.
+        the seed the geometric mean of the steps decides, and before it, how many of them reached the bound at all.
 
         Raises:
-            ValueError: some never reached the bound, or before they were validated; the message names them.
+            ValueError: of some batch size none ever reached the bound, or one ended too early to be called slower than
+                those that did, or reached it before it was validated; the message names them.
         """
         steps: list[float] = []
         wrong: list[str] = []
         for run in runs:
             try:
-                taken = steps_to(bound_nats, run.curve)
+                steps.append(steps_to(bound_nats, run.curve) or math.inf)
             except ValueError as error:
                 wrong.append(f"{run.name}: {error}")
-                continue
-            if taken is None:
-                wrong.append(f"{run.name} never reached it, its best was {run.best_nats:.2f}")
-            else:
-                steps.append(taken)
+                steps.append(0)
+        wrong += left_open(runs, bound_nats)
         if wrong:
             raise ValueError(
-                f"--bound {bound_nats:.2f}: {'; '.join(wrong)}. Choose a bound that all runs pass on their way, or "
-                "leave these runs out"
+                f"--bound {bound_nats:.2f}: {'; '.join(wrong)}. Choose a bound that these runs pass on their way, or "
+                "leave them out"
             )
-        means: dict[tuple[int, str], list[float]] = {}
+        seeds: dict[tuple[int, str], list[float]] = {}
         for run, taken in zip(runs, steps, strict=True):
-            means.setdefault((run.batch_size, str(run.recipe)), []).append(math.log(taken))
-        slowest_first = sorted(means, key=lambda key: -sum(means[key]) / len(means[key]))
-        fastest = dict(slowest_first)
+            seeds.setdefault((run.batch_size, str(run.recipe)), []).append(math.log(taken))
+
+        def slowness(key: tuple[int, str]) -> tuple[float, float]:
+            finite = [each for each in seeds[key] if each < math.inf]
+            return 1 - len(finite) / len(seeds[key]), fmean(finite or [math.inf])
+
+        fastest = dict(sorted(seeds, key=slowness, reverse=True))
         pairs = sorted(zip(runs, steps, strict=True), key=lambda pair: (pair[0].batch_size, pair[1]))
-        return [cls(run, taken, fastest[run.batch_size] == str(run.recipe)) for run, taken in pairs]
+        return [
+            cls(run, taken, taken < math.inf and fastest[run.batch_size] == str(run.recipe)) for run, taken in pairs
+        ]
+
+
+def left_open(runs: Sequence[Trained], bound_nats: float) -> list[str]:
+    """What keeps one from telling how fast a batch size reaches the bound: runs that ended before, each in a sentence.
+
+    Not those that were behind a run of the same batch size that did reach it: they are slower. Nor those that
+    ended before it was first validated: no bound would let them be compared.
+    """
+    found: list[str] = []
+    for size in sorted({run.batch_size for run in runs}):
+        same = [run for run in runs if run.batch_size == size]
+        there = [run for run in same if run.best_nats >= bound_nats]
+        first = min(there, key=lambda run: run.curve[0][run.curve[1] >= bound_nats][0], default=None)
+        for run in same:
+            if run.best_nats >= bound_nats:
+                continue
+            if first is None:
+                found.append(f"{run.name} never reached it, its best was {run.best_nats:.2f}")
+            elif run.best_nats > first.best_until(run.curve[0][-1]) > -math.inf:
+                found.append(f"{run.name} ended at {run.best_nats:.2f}, where it was ahead of {first.name}")
+    return found
+
+
+def common_bound_nats(runs: Sequence[Trained]) -> float:
+    """The best bound by which the runs of each batch size can be compared: one reached it, and the others were slower.
+
+    Raises:
+        ValueError: none of a batch size has a finite bound.
+    """
+    best: dict[int, float] = {}
+    for run in runs:
+        best[run.batch_size] = max(run.best_nats, best.get(run.batch_size, -math.inf))
+    if diverged := [f"{size:,}" for size, nats in best.items() if nats == -math.inf]:
+        raise ValueError(
+            f"batches of {', '.join(diverged)}: no validation of any run has a finite bound; leave them out, or train "
+            "with a lower learning rate"
+        )
+    bounds = sorted((run.best_nats for run in runs if run.best_nats > -math.inf), reverse=True)
+    return next(bound for bound in bounds if not left_open(runs, bound))
+
+
+def rates_at_an_edge(reached: Sequence[Reached]) -> str:
+    """Which batch sizes may not be tuned: those with several learning rates, of which an outermost was the fastest."""
+    found = []
+    for size, fastest in {each.run.batch_size: each.run.rate for each in reached if each.counts}.items():
+        rates = (each.run.rate for each in reached if each.run.batch_size == size)
+        tried = {rate for rate in rates if rate is not None}
+        if fastest is not None and len(tried) > 1 and fastest in (min(tried), max(tried)):
+            found.append(f"{'lowest' if fastest == min(tried) else 'highest'} with batches of {size:,}")
+    return f"Of the learning rates tried the fastest is the {', the '.join(found)}: try beyond." if found else ""
 
 
 def check_comparable(runs: Sequence[Trained]) -> None:
-    """Runs may differ in batch size, seed and the way of training, but not in what is trained on what.
+    """Runs may differ in batch size, seed and the way of training, but not in what is trained on what, and validated.
 
     Raises:
         ValueError: they do; the message says in what.
@@ -174,6 +253,12 @@ def check_comparable(runs: Sequence[Trained]) -> None:
                     f"{run.name} has {part}.{name}={mine.get(name)}, {first.name} has {theirs.get(name)}: wanted runs "
                     "of one model on the same data, with other batch sizes"
                 )
+        if run.validated_on != first.validated_on:
+            raise ValueError(
+                f"{run.name} was validated on {run.validated_on}, {first.name} on {first.validated_on}: wanted the "
+                "same for all; train with --trainer.limit_val_batches set to one number of images divided by "
+                "data.batch_size, or without it"
+            )
 
 
 def _flat(part: Any, free: set[str]) -> dict[str, Any]:
@@ -182,16 +267,18 @@ def _flat(part: Any, free: set[str]) -> dict[str, Any]:
 
 
 def _table(reached: Sequence[Reached], bound_nats: float) -> Table:
-    numbers = "batch size", "learning rate", "steps", "images"
+    numbers = "batch\nsize", "learning\nrate", "steps", "images"
     table = Table(Column("run", no_wrap=True), *(Column(name, justify="right") for name in numbers))
     table.title, table.title_justify = f"To a validation bound of {bound_nats:.2f} nats", "left"
     if not all(each.counts for each in reached):
-        table.add_column("")
+        table.add_column("not\nfitted")
     for each in reached:
-        size, rate = each.run.batch_size, each.run.recipe.get("learning_rate")
-        note = [] if each.counts else ["not fitted: slower than another"]
-        rate = f"{rate:g}" if isinstance(rate, float) else ""
-        table.add_row(each.run.name, f"{size:,}", rate, f"{each.steps:,.0f}", f"{each.steps * size:,.0f}", *note)
+        size, rate = each.run.batch_size, "" if each.run.rate is None else f"{each.run.rate:g}"
+        if each.steps < math.inf:
+            taken, note = (f"{each.steps:,.0f}", f"{each.steps * size:,.0f}"), "slower"
+        else:
+            taken, note = ("", ""), "never"
+        table.add_row(each.run.name, f"{size:,}", rate, *taken, *[] if each.counts else [note])
     return table
 
 

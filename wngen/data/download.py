@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from rich import get_console
+
+PATIENCE_S = 5.0  # before it is said what is waited for
 
 
 def data_root(root: str | None) -> Path:
@@ -33,7 +37,7 @@ def download(dataset: type[Any], root: Path, files: Mapping[Path, str], by_hand:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{dataset.__name__}.lock"):
+        with _alone(FileLock(root / f".{dataset.__name__}.lock")):
             if not all(file.exists() for file in files):
                 dataset(root, download=True)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
@@ -43,6 +47,16 @@ def download(dataset: type[Any], root: Path, files: Mapping[Path, str], by_hand:
             f"{dataset.__name__} is not in {root} and could not be downloaded: without a network, put {by_hand}, "
             f"or set WNGEN_DATA to a folder that has it. The download failed with: {error}"
         ) from error
+
+
+def _alone(lock: FileLock) -> AbstractContextManager[Any]:
+    """Hold a lock, after a word where another process holds it for long."""
+    try:
+        return lock.acquire(timeout=PATIENCE_S)
+    except Timeout:
+        said = f"Waiting for another process that downloads, and holds {lock.lock_file}"
+        get_console().print(said, soft_wrap=True, markup=False)
+        return lock.acquire()
 
 
 def check_files(files: Mapping[Path, str]) -> None:

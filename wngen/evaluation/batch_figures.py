@@ -74,8 +74,9 @@ def trade_off(fit: TradeOff, batch_sizes: Sequence[float], steps: Sequence[float
     axes.plot(knee, 2 * fit.least_examples, "D", color=VAL, label=f"critical batch, {fit.critical_batch:,.0f} images")
     examples = [batch * each for batch, each in zip(batch_sizes, steps, strict=True)]
     axes.plot(steps, examples, "o", color=RUNS[1], label="runs, by batch size")
-    for batch, each, total in zip(batch_sizes, steps, examples, strict=True):
-        axes.annotate(f"{batch:,.0f}", (each, total), (5, 4), textcoords="offset points", fontsize=8)
+    outermost = dict(sorted(zip(batch_sizes, steps, strict=True)))  # of several with one batch size the slowest
+    for batch, each in outermost.items():
+        axes.annotate(f"{batch:,.0f}", (each, batch * each), (5, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="optimizer steps", ylabel="images")
     axes.grid(color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -73,8 +73,9 @@ def fit_trade_off(batch_sizes: Sequence[float], steps: Sequence[float], confiden
     different = sorted(set(batch_sizes))
     if len(different) < 3:
         seen = ", ".join(f"{size:g}" for size in different)
+        count = "1 batch size" if len(different) == 1 else f"{len(different)} batch sizes"
         raise ValueError(
-            f"{len(different)} batch sizes ({seen}): two numbers are fitted, and the scatter around them; wanted runs "
+            f"{count} ({seen}): two numbers are fitted, and the scatter around them; wanted runs "
             "at 3 or more, best a factor of 2 to 4 apart"
         )
     log_batch, log_steps = np.log(np.asarray(batch_sizes, float)), np.log(np.asarray(steps, float))

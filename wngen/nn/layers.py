@@ -30,7 +30,8 @@ class WeightNormalized(nn.Module):
         gain: `linear` keeps g itself as a parameter, `exponential` its logarithm `log_g`, so that g stays
             positive and an optimizer's step multiplies it.
         init_scale: standard deviation of the pre-activations that data-dependent init sets.
-        mask: zeros where the weight is to be zero; it broadcasts to `shape` and acts before the norm.
+        mask: zeros where the weight is to be zero; it broadcasts to `shape` and acts before the norm. It is fixed: what
+            follows from it is worked out once.
 
     Raises:
         ValueError: an unknown gain, or a mask that does not fit.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,43 +148,43 @@ class PartSums:
 
 
 class RunningNoise:
-    """Averages of tr(Sigma) and of |G|^2 over measurements, each by itself, which newer ones count more in.
+    """Means of tr(Sigma) and of |G|^2 over the last measurements, each by itself.
 
     Their ratio is the noise scale. A mean of single ratios would be far too high or low, or negative: |G|^2 of one
-    measurement is often close to zero.
+    measurement is often close to zero. Nor would it do to let old measurements fade out: at the beginning of training
+    |G|^2 can be a hundred times what it is later, and would be seen in the average for a long time.
 
     Args:
-        decay: what a measurement's weight is multiplied by at each further one.
+        window: how many measurements; at least one.
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self.count = 0
-        self._sums: dict[str, tuple[float, float]] = {}
+    def __init__(self, window: int) -> None:
+        self._last: deque[dict[str, GradientNoise]] = deque(maxlen=window)
+
+    @property
+    def count(self) -> int:
+        """Measurements that the means are over; fewer than `window` in the beginning."""
+        return len(self._last)
 
     def add(self, measured: dict[str, GradientNoise]) -> None:
-        """Take in one measurement of each block."""
-        self.count += 1
-        for name, noise in measured.items():
-            trace, square = self._sums.get(name, (0.0, 0.0))
-            new = 1 - self.decay
-            self._sums[name] = (
-                self.decay * trace + new * noise.covariance_trace,
-                self.decay * square + new * noise.squared_gradient,
-            )
+        """Take in one measurement of each block, in place of the oldest where there are enough."""
+        self._last.append(measured)
 
     def averages(self) -> dict[str, GradientNoise]:
-        """Of each block, free of the zeros that the sums began with."""
-        weight = 1 - self.decay**self.count
-        return {name: GradientNoise(trace / weight, square / weight) for name, (trace, square) in self._sums.items()}
+        """Of each block; empty before the first measurement."""
+        return {
+            name: GradientNoise(
+                fmean(measured[name].covariance_trace for measured in self._last),
+                fmean(measured[name].squared_gradient for measured in self._last),
+            )
+            for name in (self._last[-1] if self._last else ())
+        }
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain numbers, from which `load_state_dict` goes on."""
-        return {"count": self.count, "sums": {name: list(pair) for name, pair in self._sums.items()}}
+        return {"measurements": [{name: astuple(noise) for name, noise in each.items()} for each in self._last]}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from what `state_dict` gave."""
-        count, sums = state["count"], state["sums"]
-        assert isinstance(count, int)
-        assert isinstance(sums, dict)
-        self.count, self._sums = count, {name: (pair[0], pair[1]) for name, pair in sums.items()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; of more measurements than `window` the last count."""
+        self._last.clear()
+        self._last.extend({name: GradientNoise(*pair) for name, pair in each.items()} for each in state["measurements"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from wngen.evaluation import by_resolution, layer_names
 from wngen.image import Batch
@@ -33,7 +35,7 @@ class Training(pl.LightningModule):
 
     Args:
         model: what to train.
-        optimizer: `adam` (fused where the device allows) or `adamax` (compiled if the model is, on the CPU).
+        optimizer: `adam` (fused where the device allows) or `adamax` (in one pass if the model is compiled).
         learning_rate: after warm-up.
         betas: decay of the optimizer's first and second moments.
         warmup_steps: over which the learning rate rises from 0.
@@ -127,13 +129,20 @@ class Training(pl.LightningModule):
                 )
             count = min(self.options["init_images"], data_module.size("train"))
             self.initialize(next(iter(data_module.evaluation_batches("train", count, limit=count))))
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and not any("running_" in name for name, _ in self.model.named_buffers()):
-            strategy._ddp_kwargs.setdefault("broadcast_buffers", False)  # masks, which no step changes
+        if isinstance(self.trainer.strategy, DDPStrategy) and not self._has_state_besides_weights():
+            # DDP would send masks to all processes at every step.
+            known = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self.trainer.strategy._ddp_kwargs.setdefault(name, False)
         if self.options["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
         if self.options["compiled"] and stage == "fit":
             self.model.compile()
+
+    def _has_state_besides_weights(self) -> bool:
+        """Whether steps may change buffers of the model, such as running means."""
+        weights = {name for name, _ in self.model.named_parameters()}
+        return any(name.rpartition(".")[2] != "initialized" for name in self.model.state_dict().keys() - weights)
 
     @property
     def learning_rate(self) -> float:
@@ -173,13 +182,15 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # What draws from torch's own generator, such as dropout, draws the same at this step after a resumption.
-        seed = derived_seed(self.options["seed"], "step", self.global_step, self.global_rank)
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        seed = derived_seed(self.options["seed"], "step", self.global_step, self.global_rank, part)
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes half a millisecond on a CPU
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         bound = self(batch, draw=self.global_step + 1)
         loss = self.objective_nats(bound, self._average_over_processes)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:  # as Lightning counts, which writes down what is logged
             figures = torch.cat([self._figures(bound).mean(dim=0), loss.detach()[None]])
             *means, objective = self._average_over_processes(figures).tolist()
             self._log_figures(
@@ -192,6 +203,9 @@ class Training(pl.LightningModule):
             )
             self.skips.check(self.global_step - 1)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.skips.check(self.global_step - 1)
 
     @property
     def kl_weight(self) -> float:
@@ -254,10 +268,13 @@ class Training(pl.LightningModule):
         figures = {**dict(zip(self._figure_names, means, strict=True)), **more}
         elbo_nats = figures.pop("elbo_nats")
         bits_per_dim = self.model.spec.bits_per_dim(-elbo_nats)
-        self.log_dict({f"{split}/elbo_nats": elbo_nats, f"{split}/bits_per_dim": bits_per_dim}, prog_bar=True)
+        shown = {"elbo_nats": elbo_nats, "bits_per_dim": bits_per_dim}
         for resolution, layers in by_resolution(self._layers).items():
             figures[f"kl_nats_at/{resolution}"] = sum(figures[f"kl_nats/{layer}"] for layer in layers)
-        self.log_dict({f"{split}/{name}": figure for name, figure in figures.items()})
+        for each in (shown, figures):
+            # On the CPU: Lightning reads what it shows at every step, and would wait for a GPU to do so.
+            tensors = {f"{split}/{name}": torch.tensor(figure) for name, figure in each.items()}
+            self.log_dict(tensors, prog_bar=each is shown)
 
     # Steps that are left out
 

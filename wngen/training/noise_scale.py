@@ -25,12 +25,13 @@ class NoiseScale(pl.Callback):
 
     Well below it, a batch of twice the size needs half the steps; well above, nearly as many, so that more devices buy
     little. It is logged as `noise_scale/total` and `noise_scale/<block>` in images, beside `covariance_trace/...` and
-    `squared_gradient/...`; all three are averages over the last measurements, about 1 / (1 - decay) of them.
+    `squared_gradient/...`: means over the last `window` measurements, and the ratio of them.
 
     Now and then the gradients of parts of the batch at hand are computed besides what training does: of the ranks'
     shares where there are several processes, of the micro-batches where gradients are accumulated, and where these are
     fewer than `parts`, of pieces of them. Training takes the same path to the last bit with and without it, under any
-    precision and strategy that is not refused. A measurement takes as long as two steps, with 8 parts four.
+    precision and strategy that is not refused. With 4 parts a measurement takes as long as two or three steps, with 8
+    nearly four.
 
     What is differentiated is the objective of this step, with its noise and the weight of its rate, as the mean over
     a part. Which groups of latents are below their free bits the mean over the whole batch decides, as in training: a
@@ -47,7 +48,8 @@ class NoiseScale(pl.Callback):
         every_n_steps: how often to measure, in optimizer steps.
         parts: how many parts a batch is to consist of, over all processes and micro-batches; more of them make
             a measurement less noisy, and on a GPU slower.
-        decay: what a measurement's weight in the averages is multiplied by at each further one.
+        window: over how many measurements the means are; more of them make a smoother curve, which lags further behind
+            training.
 
     Raises:
         ValueError: an argument out of range; or, when training begins, a strategy that splits up parameters.
@@ -56,14 +58,14 @@ class NoiseScale(pl.Callback):
         An Empirical Model of Large-Batch Training (McCandlish et al., 2018), section 2.2 and appendix A.1.
     """
 
-    def __init__(self, every_n_steps: int = 50, parts: int = 4, decay: float = 0.9) -> None:
-        if every_n_steps < 1 or parts < 2 or not 0 <= decay < 1:
+    def __init__(self, every_n_steps: int = 50, parts: int = 4, window: int = 10) -> None:
+        if every_n_steps < 1 or parts < 2 or window < 1:
             raise ValueError(
-                f"every_n_steps={every_n_steps}, parts={parts}, decay={decay}: wanted at least 1 step, at least 2 "
-                "parts, and a decay from 0 to below 1"
+                f"every_n_steps={every_n_steps}, parts={parts}, window={window}: wanted at least 1 step, at least 2 "
+                "parts, and a window of at least 1 measurement"
             )
         self.every_n_steps, self.parts = every_n_steps, parts
-        self.running = RunningNoise(decay)
+        self.running = RunningNoise(window)
         self._blocks: Blocks | None = None
         self._sums: PartSums | None = None  # of the step that is being measured
         self._measured: dict[str, GradientNoise] = {}  # of it, before it is known whether the step is left out
@@ -171,22 +173,18 @@ class NoiseScale(pl.Callback):
         """What the measurements say of the number of devices, in a sentence."""
         if not self.running.count:
             return f"The gradient noise scale was not measured: no step fell due by every_n_steps={self.every_n_steps}."
-        scale, count = self.averages["total"].noise_scale, min(self.running.count, self._memory)
+        scale, count = self.averages["total"].noise_scale, self.running.count
+        measurements = "measurement" if count == 1 else f"{count} measurements"
         if 0 < scale < math.inf:
             digits = max(0, 1 - math.floor(math.log10(scale)))
             told = f"beyond a batch of about {scale:,.{digits}f} images more devices buy little"
         else:
             told = "the gradient drowns in its noise, and no batch was too large to pay"
         return (
-            f"Gradient noise scale, over the last {count} measurements, with batches of {self._images:,} images: {told}"
+            f"Gradient noise scale, over the last {measurements}, with batches of {self._images:,} images: {told}"
             "; but B_simple is a rough estimate, for VAEs up to 20 times too low (McCandlish et al. 2018, table 1): "
             "`wngen critical-batch` measures it from several runs."
         )
-
-    @property
-    def _memory(self) -> int:
-        """How many measurements the averages are effectively over."""
-        return round(1 / (1 - self.running.decay))
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.running.state_dict(), "images": self._images}

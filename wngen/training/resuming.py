@@ -22,8 +22,9 @@ class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`, in the run folder, the newest state of the training.
 
     It is written at the end of each epoch, now and then within one, and where Ctrl-C or SIGTERM asks the training to
-    stop: at the end of the step (with several processes, of the next), or before the validation that it came in. What
-    it holds goes on as if nothing had been between: the same batch comes next, and the same validation.
+    stop: at the end of the step, or before the validation that it came in; with several processes, at the end of the
+    next step, or after the validation. What it holds goes on as if nothing had been between: the same batch comes next,
+    and the same validation.
 
     Args:
         every_n_minutes: how often within an epoch; 0 for no such.
@@ -55,6 +56,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._signal, self._last_time, self._told = 0, time.monotonic(), torch.zeros(())
         self._place = trainer.global_step, trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+        # Before every step Lightning would have all processes wait to hear of a signal, which is ours to tell.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -91,6 +94,10 @@ class Checkpoints(Checkpoint):
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self._signal and trainer.world_size == 1:  # several processes may differ in their number of batches
             self.on_validation_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._place is not None:
+            self._tell(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._rest(trainer, is_due=True)

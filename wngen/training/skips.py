@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wngen.training.adamax import CompiledAdamax
+
 
 class Skips:
     """Counts them where the gradients are, so that a GPU is not waited for at each step.
@@ -34,9 +36,9 @@ class Skips:
     def leave_out(self, left_out: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Have the coming step of the optimizer do nothing if `left_out` says so.
 
-        A fused optimizer looks itself; for any other the device is waited for.
+        A fused optimizer looks itself, and so does `CompiledAdamax`; for any other the device is waited for.
         """
-        if optimizer.defaults.get("fused"):
+        if optimizer.param_groups[0].get("fused") or isinstance(optimizer, CompiledAdamax):
             optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]  # as a gradient scaler tells it
         elif left_out:
             for group in optimizer.param_groups:
