@@ -39,10 +39,6 @@ class Link:
         trees = 2 * size / self.bytes_per_second + 2 * math.ceil(math.log2(n)) * self.latency_s
         return min(ring, trees)
 
-    def broadcast_s(self, size: float, n: int) -> float:
-        """Seconds of a broadcast to n, by a tree that passes pieces on."""
-        return 0.0 if n == 1 else size / self.bytes_per_second + math.ceil(math.log2(n)) * self.latency_s
-
 
 @dataclass(frozen=True)
 class Interconnect:
@@ -65,12 +61,6 @@ class Interconnect:
         inside = min(n, self.per_machine)
         seconds = self.within.all_reduce_s(size, inside)
         return seconds if self.between is None else seconds + self.between.all_reduce_s(size, n // inside)
-
-    def broadcast_s(self, size: float, n: int) -> float:
-        """Seconds, between machines first."""
-        inside = min(n, self.per_machine)
-        seconds = self.within.broadcast_s(size, inside)
-        return seconds if self.between is None else seconds + self.between.broadcast_s(size, n // inside)
 
     @property
     def most(self) -> float:
@@ -170,7 +160,7 @@ class Cost:
         forward = self.forward_share * work
         if n == 1:
             return work + fixed
-        before = self.messages * interconnect.all_reduce_s(GAUGE, n) + interconnect.broadcast_s(GAUGE, n)
+        before = self.messages * interconnect.all_reduce_s(GAUGE, n)
         sends = [interconnect.all_reduce_s(size, n) for size in self.buckets]
         return before + forward + overlapped_s(work - forward, self.ready, sends) + fixed
 
