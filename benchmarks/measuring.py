@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from jsonargparse import ArgumentParser
+
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
@@ -72,6 +74,36 @@ def apart(ways: Sequence[str], rounds: int, console: Console) -> dict[str, list[
             results[way].append(json.loads(done.stdout.splitlines()[-1]))
             console.print(f"{way}: {results[way][-1]['seconds']:.3g} s per step")
     return results
+
+
+def command(
+    options: type[Any],
+    main: Callable[[Any], None],
+    measure: Callable[[str, Any], dict[str, Any]],
+    check: Callable[[Any], None] = lambda options: None,
+) -> None:
+    """The command line of a script that measures in processes of its own, as `apart` starts them.
+
+    Args:
+        options: what it takes, a dataclass.
+        main: measures all, given the options.
+        measure: measures one thing, given its name and the options, to be printed as JSON.
+        check: raises a ValueError for options that do not go together.
+    """
+    parser = ArgumentParser(description=options.__doc__)
+    parser.add_argument("--measure", type=str | None, help="Only this measurement, printed as JSON.")
+    parser.add_class_arguments(options)
+    arguments = parser.parse_args().as_dict()
+    chosen = arguments.pop("measure")
+    given = options(**arguments)
+    try:
+        check(given)
+    except ValueError as error:
+        parser.error(str(error))
+    if chosen is None:
+        main(given)
+    else:
+        print(json.dumps(measure(chosen, given)))
 
 
 def overhead_percent(seconds: list[float], reference: list[float]) -> dict[str, float]:

@@ -10,7 +10,6 @@ Writes pixelcnn_training.json to `out`.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -18,8 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-from measuring import apart, machine, peak_mib, write_json
+from measuring import apart, command, machine, peak_mib, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -124,12 +122,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=Options.__doc__)
-    parser.add_argument("--measure", type=str | None, help="Only this measurement, printed as JSON.")
-    parser.add_class_arguments(Options)
-    arguments = parser.parse_args().as_dict()
-    chosen = arguments.pop("measure")
-    if chosen is None:
-        main(Options(**arguments))
-    else:
-        print(json.dumps(measure(chosen, Options(**arguments))))
+    command(Options, main, measure)

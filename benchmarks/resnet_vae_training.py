@@ -17,15 +17,13 @@ Writes resnet_vae_training.json to `out`.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-from measuring import apart, count_parameters, machine, peak_mib, write_json
+from measuring import apart, command, count_parameters, machine, peak_mib, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -142,12 +140,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=Options.__doc__)
-    parser.add_argument("--measure", type=str | None, help="Only this measurement, printed as JSON.")
-    parser.add_class_arguments(Options)
-    arguments = parser.parse_args().as_dict()
-    chosen = arguments.pop("measure")
-    if chosen is None:
-        main(Options(**arguments))
-    else:
-        print(json.dumps(measure(chosen, Options(**arguments))))
+    command(Options, main, measure)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
 import os
@@ -36,8 +35,18 @@ from typing import Any, Literal
 import torch
 from bare_step import BareStep, Way, finished, read_config, seconds_of_parts
 from bookkeeping import bookkeeping
-from jsonargparse import ArgumentParser, Namespace
-from measuring import Clock, apart, count_parameters, interleaved, machine, overhead_percent, peak_mib, write_json
+from jsonargparse import Namespace
+from measuring import (
+    Clock,
+    apart,
+    command,
+    count_parameters,
+    interleaved,
+    machine,
+    overhead_percent,
+    peak_mib,
+    write_json,
+)
 from optimizers import OPTIMIZERS, time_optimizers
 from rich.console import Console
 from rich.table import Table
@@ -268,11 +277,15 @@ def show(record: dict[str, Any]) -> None:
 
 def measured(what: str, options: Options) -> dict[str, Any]:
     """One measurement, in this process: `steps CONFIG`, or `memory CONFIG WAY`."""
+    os.environ["FORCE_COLOR"] = "1"  # the progress bar draws as it does in a terminal, where it is not seen
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
     kind, _, rest = what.partition(" ")
     name, _, way = rest.partition(" ")
-    if kind == "memory":
-        return measure_memory(name, way, options)
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        if kind == "memory":
+            return measure_memory(name, way, options)
         row = time_steps(name, options, Path(folder))
     return {"seconds": statistics.median(row["step_seconds"][DEFAULT]), **row}
 
@@ -306,23 +319,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=Options.__doc__)
-    parser.add_argument("--measure", type=str | None, help="Only this measurement, printed as JSON.")
-    parser.add_class_arguments(Options)
-    arguments = parser.parse_args().as_dict()
-    chosen = arguments.pop("measure")
-    given = Options(**arguments)
-    try:
-        check(given)
-    except ValueError as error:
-        parser.error(str(error))
-    if chosen is None:
-        main(given)
-    else:
-        os.environ["FORCE_COLOR"] = "1"  # the progress bar draws as it does in a terminal, where it is not seen
-        warnings.filterwarnings("ignore")
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        torch.set_num_threads(given.threads)
-        with contextlib.redirect_stdout(io.StringIO()):
-            result = measured(chosen, given)
-        print(json.dumps(result))
+    command(Options, main, measured, check)

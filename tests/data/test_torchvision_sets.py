@@ -182,8 +182,10 @@ def test_of_several_that_want_a_data_set_one_downloads_and_the_others_wait(tmp_p
         assert list(threads.map(want, range(4))) == [b"the first half and the second"] * 4
     assert len(downloads) == 1
     assert "Waiting for another process that downloads, and holds" in capsys.readouterr().out
-    with FileLock(tmp_path / "data" / ".Slow.lock", timeout=0):
-        pass  # it is free again
+    again = FileLock(tmp_path / "data" / ".Slow.lock")
+    again.acquire(blocking=False)
+    assert again.is_locked  # so nobody holds it any more
+    again.release()
 
 
 def test_a_folder_that_cannot_be_written_to_may_hold_the_data(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from layer_zoo import ZOO, unit_weights
+from little_run import fit, images_in
 from per_image import make_training
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
@@ -24,25 +24,10 @@ from wngen.nn import MaskedWNLinear, WeightNormalized, WNConv2d
 from wngen.training import Training
 from wngen.training.weight_norm_health import WeightNormHealth, layer_health
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu", "logger": False, "limit_val_batches": 0, "enable_checkpointing": False,
-    "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ArrayFile:
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    arrays = np.random.default_rng(0).integers(0, 256, (96, 6, 6), dtype=np.uint8)
-    np.savez(path, train=arrays, val=arrays[:8], test=arrays[:8])
-    return ArrayFile(str(path), levels=256, batch_size=16)
-
-
-def fit(training: Training, data: ArrayFile, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    path = options.pop("ckpt_path", None)
-    trainer = pl.Trainer(callbacks=list(callbacks), **{**QUIET, "max_steps": 4, **options})
-    trainer.fit(training, datamodule=data, ckpt_path=path, weights_only=True)
-    return trainer
+    return images_in(tmp_path_factory.mktemp("data"))
 
 
 def units(layer: WeightNormalized, direction: Tensor) -> list[Tensor]:

@@ -21,7 +21,7 @@ GreyBinarization = Literal["none", "dynamic", "threshold"]
 Binarization = Literal["static"] | GreyBinarization
 
 CHUNK = 1024  # images handled at once where all of a split are gone through
-RESIDENT_BYTES = 2**30  # training images of at most this size are kept on the GPU
+RESIDENT_BYTES = 2**30  # an array of at most this size is kept on the GPU while its images are trained on
 
 
 def binarize(image: Tensor, binarization: Binarization, noise: Noise) -> Tensor:

@@ -10,15 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wngen.evaluation.critical_batch import TradeOff
-from wngen.evaluation.figures import LEGEND, RULE, RUNS, TRAIN, VAL, WIDTH, blank, read_curves
+from wngen.evaluation.figures import LEGEND, RULE, RUNS, TRAIN, VAL, WIDTH, blank, read_curves, save
 
 TOTAL = "noise_scale/total"
 
 
 def draw_noise_scale(path: Path | str, *metrics: Path | str) -> None:
     """Write the picture of `noise_scale_curves` as PNG, making its folder if there is none."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    noise_scale_curves(*metrics).savefig(path, dpi=130, format="png")
+    save(noise_scale_curves(*metrics), path)
 
 
 def noise_scale_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
@@ -49,8 +48,7 @@ def noise_scale_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
 
 def draw_trade_off(path: Path | str, fit: TradeOff, batch_sizes: Sequence[float], steps: Sequence[float]) -> None:
     """Write the picture of `trade_off` as PNG, making its folder if there is none."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    trade_off(fit, batch_sizes, steps).savefig(path, dpi=130, format="png")
+    save(trade_off(fit, batch_sizes, steps), path)
 
 
 def trade_off(fit: TradeOff, batch_sizes: Sequence[float], steps: Sequence[float], width: float = WIDTH) -> Figure:

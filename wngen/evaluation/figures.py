@@ -70,8 +70,7 @@ def draw_curves(path: Path | str, *metrics: Path | str) -> None:
     Raises:
         ValueError: `metrics` cannot be read, or has no bound in it.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    learning_curves(*metrics).savefig(path, dpi=130, format="png")
+    save(learning_curves(*metrics), path)
 
 
 def learning_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
@@ -153,8 +152,7 @@ def compared_curves(runs: Mapping[str, Sequence[Path | str]], width: float = WID
 
 def draw_rates(path: Path | str, report: Report, active: Sequence[int] | None = None) -> None:
     """Write the picture of `rate_per_layer` as PNG, making its folder if there is none."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    rate_per_layer(report, active).savefig(path, dpi=130, format="png")
+    save(rate_per_layer(report, active), path)
 
 
 def rate_per_layer(
@@ -207,6 +205,12 @@ def rate_per_layer(
     handles = [Patch(color=colours[here], label=key) for here, key in zip(distinct, keys, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, int(width // 2)), frameon=False)
     return figure
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a figure as PNG, making the folder if there is none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, format="png")
 
 
 def blank(width: float, height: float) -> Figure:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wngen.evaluation.figures import RULE, RUNS, TRAIN, VAL, WIDTH, Curve, blank, read_curves
+from wngen.evaluation.figures import RULE, RUNS, TRAIN, VAL, WIDTH, Curve, blank, read_curves, save
 
 PANELS = {
     "v_norm": "||v||",
@@ -23,8 +23,7 @@ MARGIN = 1.2  # a factor
 
 def draw_weight_norm_health(path: Path | str, *metrics: Path | str) -> None:
     """Write the picture of `weight_norm_curves` as PNG, making its folder if there is none."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    weight_norm_curves(*metrics).savefig(path, dpi=130, format="png")
+    save(weight_norm_curves(*metrics), path)
 
 
 def weight_norm_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
