@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from measuring import Clock
+from plain_layers import plain_copy
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,6 +45,7 @@ class Way:
         channels_last: see `Training`.
         recompute: see `ResNetVAE`; None for what the configuration says.
         compiled: see `Training`.
+        plain: whether plain layers stand in the place of weight-normalized ones.
         resident: whether a GPU holds all images; on the CPU they are where they are.
     """
 
@@ -51,6 +53,7 @@ class Way:
     channels_last: bool = True
     recompute: bool | None = None
     compiled: bool = False
+    plain: bool = False
     resident: bool = True
 
     def on(self, device: str) -> Way:
@@ -157,6 +160,8 @@ class BareStep:
                 iter(self.data.evaluation_batches("train", options["init_images"], limit=options["init_images"]))
             )
             self.training.initialize(self._moved(first))
+        if way.plain:
+            self.training.model = plain_copy(self.training.model)
         if options["channels_last"]:
             self.training.model.to(memory_format=torch.channels_last)
         if options["compiled"]:

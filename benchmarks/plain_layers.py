@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wngen.nn import WeightNormalized, fold
+from wngen.nn import WeightNormalized, WNConv2d, fold
 
 
 class MaskedLinear(nn.Linear):
@@ -27,6 +27,34 @@ class MaskedLinear(nn.Linear):
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
+class MaskedConv2d(nn.Module):
+    """A masked `nn.Conv2d` that leaves out the ends of a kernel which the mask hides, like the weight-normalized one.
+
+    Args:
+        layer: whose mask, padding, strides and the rest are taken.
+        conv: the same function, whose weight and bias are taken.
+    """
+
+    mask: Tensor
+
+    def __init__(self, layer: WNConv2d, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert layer.mask is not None
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.trim = layer.trim
+        self.register_buffer("mask", layer.mask.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
+        if self.trim is None:
+            weight, padding = self.weight * self.mask, self.padding
+        else:
+            weight, padding = self.weight[self.trim.seen] * self.mask[self.trim.seen], self.trim.padding
+            x = F.pad(x, self.trim.excess) if any(self.trim.excess) else x
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
 @torch.no_grad()
 def plain_copy(model: nn.Module) -> nn.Module:
     """The same function in plain torch layers that can be trained: masked ones keep their masks.
@@ -37,9 +65,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for name, layer in model.named_modules():
         if isinstance(layer, WeightNormalized) and layer.mask is not None:
             folded = plain.get_submodule(name)
-            assert isinstance(folded, nn.Linear)
-            masked = MaskedLinear(layer.mask.clone())
-            masked.weight, masked.bias = folded.weight, folded.bias
+            masked: nn.Module
+            if isinstance(layer, WNConv2d):
+                assert isinstance(folded, nn.Conv2d)
+                masked = MaskedConv2d(layer, folded)
+            else:
+                assert isinstance(folded, nn.Linear)
+                masked = MaskedLinear(layer.mask.clone())
+                masked.weight, masked.bias = folded.weight, folded.bias
             plain.set_submodule(name, masked)
     return plain
 

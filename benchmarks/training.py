@@ -9,9 +9,9 @@ is not in the package:
 - arithmetic: FLOP of forward and backward pass, and FLOP per second against that of the best matrix product;
 - bookkeeping: a step of the trainer that `wngen fit` sets up, against one of a bare loop that has forward and backward
   pass, clipping and optimizer alone, in turns;
-- options: precision, memory layout, recomputation (ResNetVAE), a compiled model (`--compiled`) and, on a GPU, where the
-  data lies, in turns, against the library's defaults; with the memory of a step where an option may change it, each
-  measured in a process of its own.
+- options: precision, memory layout, plain layers in the place of weight-normalized ones, recomputation (ResNetVAE), a
+  compiled model (`--compiled`) and, on a GPU, where the data lies, in turns, against the library's defaults; with the
+  memory of a step where an option may change it, each measured in a process of its own.
 
 And for some configurations the step of each optimizer, with gradients that are there.
 
@@ -138,12 +138,14 @@ def ways_of(config: Namespace, options: Options) -> dict[str, Way]:
         other_name: other,
         "contiguous": replace(default, channels_last=False),
         f"{other_name}, contiguous": replace(other, channels_last=False),
+        "plain layers": replace(default, plain=True),
     }
     if config.model.class_path.endswith("ResNetVAE"):
         computed = bool(config.model.init_args.get("recompute", False))
         ways["kept" if computed else "recomputed"] = replace(default, recompute=not computed)
     if options.compiled:
         ways["compiled"] = replace(default, compiled=True)
+        ways["compiled, plain layers"] = replace(default, compiled=True, plain=True)
     if options.device == "cuda":
         ways["data in host memory"] = replace(default, resident=False)
     return ways

@@ -135,6 +135,10 @@ class Arguments(ArgumentParser):
 
     def explain(self, message: str) -> str:
         """Jsonargparse's message in fewer words, and with a guess at what was meant."""
+        key = r"given class_path '(?:\w+\.)*(\w+)':\s+Parser key \"([^\"]+)\":\s+"
+        if found := re.search(key + r"Expected an? (.+)\. Got value: (.*)", message):
+            name, option, wanted, seen = found.groups()
+            return f"{name} takes no {option}={seen}: wanted {_readable(wanted)}"
         if found := re.search(r"given class_path '([\w.]+)':\s+Option '([^']+)' is not accepted", message):
             class_path, option = found.groups()
             module, _, name = class_path.rpartition(".")
@@ -156,7 +160,7 @@ class Arguments(ArgumentParser):
             return (
                 f"which {group}? Name one: --{group} {' | '.join(self._classes(message))}, or under class_path in YAML"
             )
-        return re.sub(r"\s*\n\s*", " ", re.sub(r"<class '(\w+)'>", r"\1", message)).replace("Parser key ", "")
+        return re.sub(r"\s*\n\s*", " ", _readable(message)).replace("Parser key ", "")
 
     def _keys(self) -> list[str]:
         return [action.dest for action in self._actions if action.dest not in ("help", "==SUPPRESS==")]
@@ -172,6 +176,11 @@ class Arguments(ArgumentParser):
             return []
         module, _, name = found.group(1).rpartition(".")
         return [cls.__name__ for cls in concrete_subclasses(getattr(import_module(module), name))]
+
+
+def _readable(types: str) -> str:
+    """Names of types as one writes them, without their modules."""
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", types))
 
 
 def concrete_subclasses(base: type) -> list[type[Any]]:
