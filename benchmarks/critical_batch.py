@@ -27,9 +27,10 @@ from rich.console import Console
 from whole_runs import fitted, metrics
 
 from wngen import cli
-from wngen.cli.scaling import Reached, Trained
 from wngen.evaluation.critical_batch import fit_trade_off, steps_to
 from wngen.evaluation.figures import read_curves
+from wngen.evaluation.reached import Reached
+from wngen.evaluation.trained import Trained
 
 TRAINING = [
     "--model.widths=[8,16]", "--model.hidden=128", "--model.posterior=diagonal", "--training.decay=constant",
