@@ -24,11 +24,11 @@ import torch
 from jsonargparse import ArgumentParser
 from measuring import machine, write_json
 from rich.console import Console
-from whole_runs import fitted, metrics
+from whole_runs import fitted
 
 from wngen import cli
 from wngen.evaluation.critical_batch import fit_trade_off, steps_to
-from wngen.evaluation.figures import read_curves
+from wngen.evaluation.figures import metrics_of, read_curves
 from wngen.evaluation.reached import Reached
 from wngen.evaluation.trained import Trained
 
@@ -160,7 +160,7 @@ def noise_scale(folder: Path) -> dict[str, Any]:
 
     The gradient of the first steps is so much larger that in an average over the whole run nothing else would count.
     """
-    curves = read_curves(*metrics(folder))
+    curves = read_curves(*metrics_of(folder))
     pairs = (curves[f"{name}/total"][1] for name in ("covariance_trace", "squared_gradient"))
     traces, squares = (np.array_split(values, FIFTHS) for values in pairs)
     scales = [float(trace.sum() / square.sum()) for trace, square in zip(traces, squares, strict=True)]

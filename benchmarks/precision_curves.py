@@ -27,9 +27,9 @@ from measuring import machine, write_json
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
-from whole_runs import fitted, metrics
+from whole_runs import fitted
 
-from wngen.evaluation.figures import RULE, RUNS, read_curves
+from wngen.evaluation.figures import RULE, RUNS, metrics_of, read_curves
 from wngen.evaluation.report import Report
 
 MODELS = {
@@ -100,7 +100,7 @@ class Curves:
         for seed in range(options.seeds):
             for precision in PRECISIONS:
                 folder = fitted(options.out / f"{model}-{precision}-{seed}", arguments(model, precision, seed, options))
-                steps, values = read_curves(*metrics(folder))["val/elbo_nats"]
+                steps, values = read_curves(*metrics_of(folder))["val/elbo_nats"]
                 report = Report.read(folder / "report.json")
                 val[precision].append(values)
                 test[precision].append(

@@ -25,8 +25,3 @@ def fitted(folder: Path, arguments: Sequence[str]) -> Path:
         if status:
             raise RuntimeError(f"{folder} failed: {said.getvalue()}")
     return folder
-
-
-def metrics(folder: Path) -> list[Path]:
-    """The files that a run's curves are read from."""
-    return sorted(folder.glob("metrics/version_*/metrics.csv"))

@@ -18,7 +18,7 @@ from wngen import load
 from wngen.cli import likelihoods, main
 from wngen.data import BinarizedMNIST
 from wngen.distributions import Bernoulli
-from wngen.evaluation import Evaluation
+from wngen.evaluation import Evaluation, Report
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 LADDER = "resnet-vae-mnist-static"
@@ -93,8 +93,10 @@ def test_an_interrupted_evaluation_goes_on_by_the_same_command(
         return model
 
     monkeypatch.setattr(likelihoods, "loaded", loaded)
-    assert main(arguments) == 1
-    assert "the same command goes on" in capsys.readouterr().err
+    assert main(arguments) == 130
+    said = capsys.readouterr().err
+    assert "interrupted: the same command goes on after the images that are done" in said
+    assert "WNGEN_TRACEBACK" not in said
     assert not (released / "report-test-n12.json").exists()
     assert main(arguments) == 0
     assert encoded == [4, 4, 4, 4], "the two parts that were done are not encoded again"
@@ -179,6 +181,9 @@ def test_reports_of_other_data_seeds_and_checkpoints_have_names_of_their_own(rel
     assert main(["evaluate", str(released), *common, "--seed=3"]) == 0
     assert (released / "report-test-n4-seed3.json").is_file()
     assert (released / "per_image-test-n4-seed3.npz").is_file()
+    assert main(["evaluate", str(released), *common, "--data.evaluation_seed=2"]) == 0
+    (report,) = released.glob("report-*-evaluation_seed2.json")
+    assert Report.read(report).protocol["data"]["seed"] == 2
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def test_overfitting_repeats_the_same_draws_of_the_same_images(tmp_path, dynamic
     assert probe.seen == probe.seen[:2] * 3
 
 
+def test_a_place_in_another_order_is_refused(tmp_path, dynamic):
+    trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(Probe(), data := dynamic())
+    state = data.state_dict()
+    for name, other in (("batch_size", 12), ("seed", 7)):
+        changed = dynamic()
+        setattr(changed, name, other)
+        with pytest.raises(ValueError, match=rf"trained with data\.{name}={state[name]}, this data has {other}"):
+            changed.load_state_dict(state)
+    data.trainer = trainer(tmp_path, overfit_batches=2)
+    with pytest.raises(ValueError, match="overfit_batches goes through the same batches"):
+        data.load_state_dict(state)
+
+
 def test_part_of_an_epoch_at_a_time_sees_all_images(tmp_path, dynamic):
     whole, parts = Probe(), Probe()
     trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(whole, dynamic())

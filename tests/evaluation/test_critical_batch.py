@@ -250,6 +250,23 @@ def test_mistakes_are_named(write: Write, tmp_path: Path):
         critical_batch([*runs, short])
 
 
+def test_a_validation_that_was_not_finite_is_passed_over():
+    steps = np.array([100.0, 200.0, 300.0])
+    for bad in (math.nan, -math.inf):
+        assert steps_to(-100, (steps, np.array([-120.0, bad, -95.0]))) == pytest.approx(100 + 200 * 20 / 25)
+
+
+def test_runs_validated_on_one_batch_or_on_all_or_on_other_binarizations_are_told_apart(write: Write):
+    one, every = write("one", 16, 100, limit_val_batches=1), write("every", 32, 100, limit_val_batches=1.0)
+    with pytest.raises(ValueError, match="every was validated on all images, one on 16 images"):
+        critical_batch([one, every])
+    runs = [Path(write(f"seed{seed}", 16 + seed, 100)) for seed in (0, 1)]
+    config = runs[1] / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0\n", "seed: 1\n    evaluation_seed: 1\n", 1))
+    with pytest.raises(ValueError, match=r"seed1 has data\.evaluation_seed=1, seed0 has None"):
+        critical_batch([str(run) for run in runs])
+
+
 def test_all_must_be_validated_on_as_many_images(write: Write, capsys):
     """Its limit counts batches, those that validation has and not a window of them; a float up to 1 is a share."""
     runs = [write(f"b{size}", size, steps_of(size), limit_val_batches=1280.0 / size) for size in (16, 32, 64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from wngen.evaluation.figures import (
     draw_curves,
     draw_rates,
     learning_curves,
+    metrics_of,
     rate_per_layer,
     read_curves,
 )
 
 HEADER = (
-    "epoch,step,train/elbo_nats,train/rate_nats,train/distortion_nats,train/learning_rate,val/elbo_nats,val/rate_nats"
+    "train/epochs,step,train/elbo_nats,train/rate_nats,train/distortion_nats,train/learning_rate,val/elbo_nats,"
+    "val/rate_nats,val/epochs"
 )
 
 
@@ -33,9 +36,9 @@ def metrics(tmp_path: Path) -> Path:
     lines = [HEADER]
     for step in range(0, 300, 10):
         elbo = -100 - 400 * 0.9**step
-        lines.append(f"{step // 100},{step},{elbo},{20},{-elbo - 20},{0.002},,")
+        lines.append(f"{(step + 1) / 100},{step},{elbo},{20},{-elbo - 20},{0.002},,,")
         if step % 100 == 90:
-            lines.append(f"{step // 100},{step + 9},,,,,{elbo - 1},21")
+            lines.append(f",{step + 9},,,,,{elbo - 1},21,{(step + 10) // 100}")
     path = tmp_path / "metrics.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -104,7 +107,8 @@ def test_of_an_exact_model_there_is_the_likelihood_alone(tmp_path: Path):
 def test_several_runs_in_one_picture_against_epochs(metrics: Path, tmp_path: Path):
     """One of other batches has other steps, and is known by its epochs; one without validation by its training."""
     other = tmp_path / "other.csv"
-    other.write_text("epoch,step,train/elbo_nats\n" + "".join(f"{s // 10},{s},{-80 - s}\n" for s in range(9, 40, 10)))
+    rows = "".join(f"{(s + 1) / 10},{s},{-80 - s}\n" for s in range(9, 40, 10))
+    other.write_text(f"train/epochs,step,train/elbo_nats\n{rows}")
     (axes,) = compared_curves({"first": [metrics], "second": [other]}).axes
     epochs, values = line(axes, "first")
     assert epochs == pytest.approx([1, 2, 3])
@@ -113,14 +117,18 @@ def test_several_runs_in_one_picture_against_epochs(metrics: Path, tmp_path: Pat
     assert epochs == pytest.approx([1, 2, 3, 4])
     assert values.tolist() == [-89, -99, -109, -119]
     assert axes.get_xlabel() == "epochs"
-    other.write_text("epoch,step,val/elbo_nats\n" + "".join(f"{s},{s},{-300 + s / 9}\n" for s in range(99)))
+    rows = "".join(f"{s + 1},{s},{-300 + s / 9}\n" for s in range(99))
+    other.write_text(f"val/epochs,step,val/elbo_nats\n{rows}")
     low, high = compared_curves({"short": [metrics], "long": [other]}).axes[0].get_ylim()
     assert low < -299
     assert high > -101  # a run that was over while the other one's transient lasted is seen too
+    other.write_text("train/epochs,step,train/elbo_nats\n0.125,49,-9\n0.375,149,-7\n")  # of one epoch a part
+    epochs, _ = line(compared_curves({"first": [metrics], "brief": [other]}).axes[0], "brief")
+    assert epochs == pytest.approx([0.125, 0.375])
     with pytest.raises(ValueError, match="no runs"):
         compared_curves({})
     other.write_text("step,train/elbo_nats\n0,-5\n")
-    with pytest.raises(ValueError, match="third: wanted a bound such as val/elbo_nats, and epoch"):
+    with pytest.raises(ValueError, match="third: wanted val/elbo_nats and val/epochs"):
         compared_curves({"third": [other]})
 
 
@@ -145,7 +153,7 @@ def test_on_a_narrow_page_they_are_as_narrow(metrics: Path, width: float):
 
 def test_a_run_that_went_wrong_is_drawn_too(tmp_path: Path):
     path = tmp_path / "metrics.csv"
-    path.write_text("epoch,step,train/elbo_nats,val/elbo_nats\n0,0,-500,\n0,50,nan,\n0,99,,nan\n")
+    path.write_text("step,train/elbo_nats,val/elbo_nats\n0,-500,\n50,nan,\n99,,nan\n")
     assert learning_curves(path).axes[0].get_ylabel() == "ELBO\n(nats per image)"
 
 
@@ -154,7 +162,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="No such file"):
         read_curves(path)
     for text, complaint in (
-        ("", "not a metrics.csv"),
+        ("", "neither train/elbo_nats nor val/elbo_nats in it, but nothing"),
         ("epoch,loss\n0,1\n", "'step'"),
         ("epoch,step,loss\n0,1,2\n", "neither train/elbo_nats nor val/elbo_nats in it, but epoch, loss"),
         ("step,train/elbo_nats\n0,abc\n", "abc"),
@@ -176,6 +184,27 @@ def test_a_resumed_run_takes_over_from_where_it_was_resumed(tmp_path):
     assert curves["val/elbo_nats"][0].tolist() == [10]
 
 
+def test_what_a_kill_cut_short_is_left_out(tmp_path):
+    """A last row without its end; and a file with no rows, while all of them were written anew under more columns."""
+    cut, empty, after = (tmp_path / f"{name}.csv" for name in ("cut", "empty", "after"))
+    cut.write_text("step,val/rate_nats,val/elbo_nats\n0,1,-5\n10,1,-4\n2")
+    after.write_text("step,val/elbo_nats\n20,-3\n")
+    for text in ("", "step,val/elbo_nats\n"):
+        empty.write_text(text)
+        curves = read_curves(cut, empty, after)
+        assert curves["val/elbo_nats"][0].tolist() == [0, 10, 20]
+        assert curves["val/elbo_nats"][1].tolist() == [-5, -4, -3]
+
+
+def test_parts_of_a_resumed_run_are_read_in_their_own_order_whatever_was_copied_when(tmp_path):
+    for version in (0, 2, 10):
+        path = tmp_path / "metrics" / f"version_{version}" / "metrics.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"step,val/elbo_nats\n{version},-{version}\n")
+        os.utime(path, (100 - version, 100 - version))
+    assert read_curves(*metrics_of(tmp_path))["val/elbo_nats"][0].tolist() == [0, 2, 10]
+
+
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_each_layer_has_a_curve_from_dark_to_light(tmp_path: Path, split: str):
     """Of validation, or where there is none of training."""
@@ -184,7 +213,10 @@ def test_each_layer_has_a_curve_from_dark_to_light(tmp_path: Path, split: str):
     path = tmp_path / "metrics.csv"
     path.write_text(
         f"step,{','.join(columns[: 13 + (split == 'val')])}\n"
-        + "".join(f"{step},-9,{','.join(str(i + step / 10) for i in range(12))}\n" for step in (0, 50, 100))
+        + "".join(
+            f"{step},-9,{','.join(str(i + step / 10) for i in range(12))}{',' * (split == 'val')}\n"
+            for step in (0, 50, 100)
+        )
     )
     figure = learning_curves(path)
     panel = figure.axes[3]

@@ -104,9 +104,11 @@ def evaluated(layers: int, seed: int = 0, shift: float = 0.0) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    lines = ["epoch,step,train/elbo_nats,train/rate_nats,train/distortion_nats,train/learning_rate,val/elbo_nats"]
-    lines += [f"{s // 50},{s},{-90 - 100 / (s + 1)},20,{70 + 100 / (s + 1)},0.002," for s in range(0, 200, 10)]
-    lines += [f"{s // 50},{s},,,,,{-91 - 100 / s}" for s in range(49, 200, 50)]
+    lines = [
+        "train/epochs,step,train/elbo_nats,train/rate_nats,train/distortion_nats,train/learning_rate,val/elbo_nats"
+    ]
+    lines += [f"{(s + 1) / 50},{s},{-90 - 100 / (s + 1)},20,{70 + 100 / (s + 1)},0.002," for s in range(0, 200, 10)]
+    lines += [f",{s},,,,,{-91 - 100 / s}" for s in range(49, 200, 50)]
     path = tmp_path_factory.mktemp("metrics") / "metrics.csv"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -48,6 +48,26 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
+def test_what_is_logged_of_a_step_is_the_mean_over_its_micro_batches(data, tmp_path):
+    """And so are its figures those of the same step in one batch."""
+    logged = []
+    for size, parts in ((20, 1), (10, 2)):
+        data.batch_size = size
+        loop = make_trainer(tmp_path / str(parts), max_steps=3, accumulate_grad_batches=parts, limit_val_batches=0)
+        loop.fit(make_training(), datamodule=data)
+        logged.append({name: float(value) for name, value in loop.callback_metrics.items()})
+    whole, accumulated = logged
+    assert whole["train/epochs"] == accumulated["train/epochs"] == 1
+    for name in ("elbo_nats", "distortion_nats", "rate_nats", "objective_nats"):
+        assert accumulated[f"train/{name}"] == pytest.approx(whole[f"train/{name}"], rel=1e-5)
+
+
+def test_a_schedule_towards_an_end_wants_one(data, tmp_path):
+    for decay in ("linear", "cosine"):
+        with pytest.raises(ValueError, match=f"decay='{decay}' needs a training with an end: set trainer.max_epochs"):
+            make_trainer(tmp_path, max_epochs=-1).fit(make_training(decay=decay), datamodule=data)
+
+
 @pytest.mark.parametrize("steps_before", [3, 4], ids=["between epochs", "within an epoch"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamax"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data, tmp_path, steps_before, optimizer):

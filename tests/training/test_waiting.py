@@ -19,7 +19,7 @@ from wngen.model import LikelihoodModel
 from wngen.models import ConvVAE, PixelCNN, PixelCNNPP, PixelSNAIL, ResNetVAE
 from wngen.nn import data_dependent_init
 from wngen.noise import Noise
-from wngen.training import EMA, Training
+from wngen.training import EMA, Checkpoints, Training
 from wngen.training.adamax import CompiledAdamax
 from wngen.training.skips import Skips
 
@@ -143,6 +143,26 @@ def test_what_would_wait_is_noticed():
     with Watch() as watch:
         assert float(torch.ones(())) == 1
     assert watch.waits == ["aten::_local_scalar_dense"]
+
+
+def test_what_processes_told_each_other_is_read_once_its_copy_is_here(monkeypatch: pytest.MonkeyPatch):
+    """Not from the GPU a step later: that would wait for the step which it has been asked for since."""
+    events: list[str] = []
+    event = SimpleNamespace(record=lambda: events.append("record"), synchronize=lambda: events.append("synchronize"))
+    monkeypatch.setattr("wngen.training.resuming.torch.cuda.Event", lambda: event)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    checkpoints, trainer = Checkpoints(every_n_minutes=0), pl.Trainer(logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(pl.Trainer, "world_size", 2)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda"))
+    checkpoints._place = 0, False
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        checkpoints._tell(trainer)
+        assert checkpoints._told.device.type == "cpu"
+        assert events == ["record"]
+        with pytest.raises(DataDependentOutputException):  # a pretended number; but it is read on the CPU, and later
+            checkpoints._rest(trainer)
+    assert events == ["record", "synchronize"]
+    assert watch.waits[:1] == ["aten::_to_copy"]
 
 
 def test_training_images_lie_where_the_batches_are_wanted(monkeypatch: pytest.MonkeyPatch):

@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     _quieten()
     try:
         COMMANDS[name](rest)
-    except KeyboardInterrupt:
-        print(f"\nwngen {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\nwngen {name}: interrupted{stopped}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MisconfigurationException) as error:
         if os.environ.get("WNGEN_TRACEBACK"):

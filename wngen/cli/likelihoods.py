@@ -180,7 +180,7 @@ def _measured(subject: Subject, options: Any, out: Path, processes: Processes) -
     """Evaluate as the options say, or go on with it after an interruption.
 
     Raises:
-        ValueError: interrupted by Ctrl-C; the message says how to go on.
+        KeyboardInterrupt: with a message that says how to go on.
     """
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     k, annealing = options.importance_samples, options.get("ais")
@@ -192,7 +192,7 @@ def _measured(subject: Subject, options: Any, out: Path, processes: Processes) -
         return subject.annealed(measured, options.split, annealing, *how)
     except KeyboardInterrupt:
         anew = "" if annealing is None else "; annealing begins anew"
-        raise ValueError(f"interrupted: the same command goes on after the images that are done{anew}") from None
+        raise KeyboardInterrupt(f": the same command goes on after the images that are done{anew}") from None
 
 
 def _show(measured: Measurement, out: Path) -> None:
@@ -206,7 +206,7 @@ def _show(measured: Measurement, out: Path) -> None:
 
 def _report_path(where: str, subject: Subject, options: Any) -> Path:
     """Beside the model where it has a place, under a name that says in what it differs from the usual."""
-    stored = read_metadata(where).data
+    stored, drawn = read_metadata(where).data, subject.data.evaluation_seed
     parts = [
         "report",
         "" if stored is None or _as_evaluated(stored) == _as_evaluated(subject.data.config) else _data_name(subject),
@@ -215,6 +215,7 @@ def _report_path(where: str, subject: Subject, options: Any) -> Path:
         f"k{options.importance_samples}" if options.importance_samples else "",
         f"n{options.limit}" if options.limit else "",
         f"seed{options.seed}" if options.seed else "",
+        f"evaluation_seed{drawn}" if drawn != int((stored or {}).get("evaluation_seed", 0)) else "",
         options.dtype or "",
     ]
     name, path = f"{'-'.join(part for part in parts if part)}.json", Path(where)

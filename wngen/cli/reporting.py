@@ -19,7 +19,7 @@ from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule, Split
 from wngen.evaluation import Evaluation, Report, active_units, page, weights_sha256
 from wngen.evaluation.card import model_card
-from wngen.evaluation.figures import learning_curves
+from wngen.evaluation.figures import learning_curves, metrics_of
 from wngen.evaluation.page import Entry
 from wngen.evaluation.report import per_image_path
 from wngen.latent import LatentVariableModel
@@ -118,7 +118,7 @@ class Source:
 
     def drawn(self, entry: Entry, samples: int, device: str) -> Entry:
         """The same with its learning curves, and with pictures of as much as is there."""
-        metrics = tuple(sorted((self.folder / "metrics").glob("version_*/metrics.csv"), key=_modified))
+        metrics = metrics_of(self.folder)
         if metrics and self._tried("metrics", lambda: learning_curves(*metrics)) is not None:
             entry = replace(entry, metrics=metrics)
         if entry.parameters is None:
@@ -253,10 +253,6 @@ def _names(sources: Sequence[Source]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _write(out: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.evaluation import active_units
 from wngen.evaluation.batch_figures import draw_noise_scale
-from wngen.evaluation.figures import draw_curves, draw_rates, read_curves
+from wngen.evaluation.figures import draw_curves, draw_rates, metrics_of, read_curves
 from wngen.evaluation.weight_norm_figures import draw_weight_norm_health
 from wngen.latent import LatentVariableModel
 from wngen.sampling import completions, draw_samples, grid, ladder, reconstruct, save_png, upper_rows
@@ -229,7 +229,7 @@ class Run:
             generator = torch.Generator().manual_seed(0)
             picture = completions(model, batch.image, known, y=batch.label, generator=generator)
             save_png(picture, self.folder / "completions.png")
-        parts = sorted((self.folder / "metrics").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+        parts = metrics_of(self.folder)
         if parts:  # a user may have chosen another logger
             logged = read_curves(*parts).keys()
             if logged & {"train/elbo_nats", "val/elbo_nats"}:  # a short run ends before either is logged

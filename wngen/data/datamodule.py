@@ -210,12 +210,25 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self._training_loader
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the order of training: how many batches have been trained on."""
+        """The place in the order of training: how many batches have been trained on, and what that order depends on."""
         assert self.trainer is not None
-        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]}
+        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]
+        return {"batches": done, "batch_size": self.batch_size, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place. Lightning's own count is not there yet when a schedule asks for the epoch's length."""
+        """Go on from a place. Lightning's own count is not there yet when a schedule asks for the epoch's length.
+
+        Raises:
+            ValueError: a place in another order, or in none.
+        """
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ValueError("overfit_batches goes through the same batches again and again: begin anew, not resumed")
+        for name, mine in (("batch_size", self.batch_size), ("seed", self.seed)):
+            if state[name] != mine:
+                raise ValueError(
+                    f"the checkpoint was trained with data.{name}={state[name]}, this data has {mine}: resume with "
+                    f"{state[name]}"
+                )
         self._resumed_at = state["batches"]
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:

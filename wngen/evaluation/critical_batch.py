@@ -128,7 +128,7 @@ def steps_to(bound_nats: float, curve: Curve) -> float | None:
     Raises:
         ValueError: it had reached it before the bound was first measured, so that nobody knows when.
     """
-    steps, values = curve
+    steps, values = (column[np.isfinite(curve[1])] for column in curve)
     reached = np.flatnonzero(values >= bound_nats)
     if not len(reached):
         return None

@@ -32,6 +32,12 @@ NAMED = 6  # of the curves of many layers, so many are named
 Colour = tuple[float, float, float, float]
 
 
+def metrics_of(run: Path) -> tuple[Path, ...]:
+    """The `metrics.csv` in a run folder, or the several of a resumed run in the order in which they were begun."""
+    parts = run.glob("metrics/version_*/metrics.csv")
+    return tuple(sorted(parts, key=lambda part: int(part.parent.name.rpartition("_")[2])))
+
+
 def read_curves(*metrics: Path | str) -> dict[str, Curve]:
     """Each column of a `metrics.csv` as steps and values, both `(n,)`, where it has any.
 
@@ -45,7 +51,11 @@ def read_curves(*metrics: Path | str) -> dict[str, Curve]:
     for path in metrics:
         try:
             with Path(path).open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+                reader = csv.DictReader(file)
+                names = reader.fieldnames or ["step"]
+                rows = [row for row in reader if None not in row.values()]  # a kill may have cut the last one short
+            if not rows and "step" in names:
+                continue  # or all of them, while a column was added
             columns = [name for name in rows[0] if name != "step"]
             start = min(float(row["step"]) for row in rows)
             curves = {name: (steps[steps < start], values[steps < start]) for name, (steps, values) in curves.items()}
@@ -89,7 +99,8 @@ def learning_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
     curves = read_curves(*metrics)
     if not {"train/elbo_nats", "val/elbo_nats"} & curves.keys():
         raise ValueError(
-            f"{', '.join(map(str, metrics))}: neither train/elbo_nats nor val/elbo_nats in it, but {', '.join(curves)}"
+            f"{', '.join(map(str, metrics))}: neither train/elbo_nats nor val/elbo_nats in it, but "
+            f"{', '.join(curves) or 'nothing'}"
         )
     split = "val" if "val/elbo_nats" in curves else "train"
     layers = sorted(name for name in curves if name.startswith(f"{split}/kl_nats/"))
@@ -111,8 +122,7 @@ def learning_curves(*metrics: Path | str, width: float = WIDTH) -> Figure:
     for axes in (*panels, learning_rate):
         _plain(axes)
         axes.margins(x=0.01)
-    if "epoch" in curves:
-        per_epoch = _steps_per_epoch(curves["epoch"])
+    if per_epoch := _steps_per_epoch(curves):
         scale = panels[0].secondary_xaxis("top", functions=(lambda x: x / per_epoch, lambda x: x * per_epoch))
         scale.set_xlabel("epochs")
     figure.align_ylabels()
@@ -135,11 +145,12 @@ def compared_curves(runs: Mapping[str, Sequence[Path | str]], width: float = WID
     for i, (name, metrics) in enumerate(runs.items()):
         curves = read_curves(*metrics)
         bound = curves.get("val/elbo_nats") or curves.get("train/elbo_nats")
-        if bound is None or "epoch" not in curves:
-            raise ValueError(f"{name}: wanted a bound such as val/elbo_nats, and epoch, got {', '.join(curves)}")
+        per_epoch = _steps_per_epoch(curves)
+        if bound is None or per_epoch is None:
+            raise ValueError(f"{name}: wanted val/elbo_nats and val/epochs, or those of train, got {', '.join(curves)}")
         steps, values = bound
         values = values if "val/elbo_nats" in curves else _running_mean(values)
-        drawn.append(((steps + 1) / _steps_per_epoch(curves["epoch"]), values))
+        drawn.append(((steps + 1) / per_epoch, values))
         axes.plot(*drawn[-1], "o-", markersize=3, linewidth=1.5, color=RUNS[i % len(RUNS)], label=name)
     if not drawn:
         raise ValueError("no runs to compare: wanted at least one")
@@ -227,9 +238,11 @@ def _plain(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _steps_per_epoch(epoch: Curve) -> float:
-    steps, epochs = epoch
-    return float(((steps + 1) / (epochs + 1)).max())  # reached at the last step of an epoch
+def _steps_per_epoch(curves: Mapping[str, Curve]) -> float | None:
+    """As the last step tells after which `epochs` was logged, if ever."""
+    logged = [curves[name] for name in ("train/epochs", "val/epochs") if name in curves]
+    steps, epochs = max(((steps[-1], epochs[-1]) for steps, epochs in logged), default=(0, 0))
+    return float((steps + 1) / epochs) if epochs else None
 
 
 def _colours(n: int) -> list[Colour]:

@@ -12,10 +12,10 @@ import numpy as np
 import yaml
 
 from wngen.evaluation.critical_batch import Curve
-from wngen.evaluation.figures import read_curves
+from wngen.evaluation.figures import metrics_of, read_curves
 
 BOUND = "val/elbo_nats"
-MAY_DIFFER = {"batch_size", "seed", "evaluation_seed", "root", "path"}  # of data
+MAY_DIFFER = {"batch_size", "seed", "root", "path"}  # of data
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Trained:
             ValueError: they are not there, or without batch size or validations.
         """
         path = folder / "config.yaml"
-        parts = sorted(folder.glob("metrics/version_*/metrics.csv"), key=lambda part: part.stat().st_mtime)
+        parts = metrics_of(folder)
         missing = [what for what, there in (("config.yaml", path.is_file()), ("metrics/", parts)) if not there]
         if missing:
             raise ValueError(
@@ -87,10 +87,10 @@ class Trained:
     def validated_on(self) -> str:
         """How many images its validations were of, in words."""
         limit = self.config["trainer"].get("limit_val_batches")
-        if limit is None or limit == 1:
+        if limit is None or (isinstance(limit, float) and limit == 1):
             return "all images"
         size = self.config["data"]["init_args"]["batch_size"]
-        return f"{limit * size:,.0f} images" if limit > 1 else f"{limit:g} of all images"
+        return f"{limit * size:,.0f} images" if isinstance(limit, int) or limit > 1 else f"{limit:g} of all images"
 
 
 def check_comparable(runs: Sequence[Trained]) -> None:
@@ -114,7 +114,7 @@ def check_comparable(runs: Sequence[Trained]) -> None:
             raise ValueError(
                 f"{run.name} was validated on {run.validated_on}, {first.name} on {first.validated_on}: wanted the "
                 "same for all; train with --trainer.limit_val_batches set to one number of images divided by "
-                "data.batch_size, or without it"
+                "data.batch_size, where batches of that size divide all images, or without it"
             )
 
 

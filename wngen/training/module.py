@@ -112,6 +112,7 @@ class Training(pl.LightningModule):
             *(f"kl_nats/{name}" for name in self._layers),
         ]
         self._totals = self._no_totals()
+        self._parts: list[Tensor] = []  # figures of the micro-batches so far of a step that is logged
 
     # Initialization and what goes along
 
@@ -169,7 +170,7 @@ class Training(pl.LightningModule):
         else:
             adamax = CompiledAdamax if options["compiled"] else torch.optim.Adamax
             optimizer = adamax(self.model.parameters(), options["learning_rate"], tuple(options["betas"]))
-        steps = int(self.trainer.estimated_stepping_batches) if options["decay"] in ("linear", "cosine") else 0
+        steps = self.trainer.estimated_stepping_batches if options["decay"] in ("linear", "cosine") else 0
         factor = learning_rate_factor(options["decay"], options["warmup_steps"], steps, options["decay_rate"])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -192,10 +193,12 @@ class Training(pl.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # as Lightning counts, which writes down what is logged
             figures = torch.cat([self._figures(bound).mean(dim=0), loss.detach()[None]])
-            *means, objective = self._average_over_processes(figures).tolist()
+            self._parts = [*self._parts, figures] if part else [figures]
+            *means, objective = self._average_over_processes(torch.stack(self._parts).mean(dim=0)).tolist()
             self._log_figures(
                 "train",
                 means,
+                epochs=self.epochs,
                 objective_nats=objective,
                 kl_weight=self.kl_weight,
                 learning_rate=self.learning_rate,
@@ -206,6 +209,11 @@ class Training(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.skips.check(self.global_step - 1)
+
+    @property
+    def epochs(self) -> float:
+        """How often training has gone through its images, this micro-batch included."""
+        return self.trainer.current_epoch + (self.trainer.fit_loop.batch_idx + 1) / self.trainer.num_training_batches
 
     @property
     def kl_weight(self) -> float:
@@ -225,7 +233,7 @@ class Training(pl.LightningModule):
         self._add(self(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_totals("val")
+        self._log_totals("val", epochs=self.epochs)
 
     def on_test_epoch_end(self) -> None:
         self._log_totals("test")
@@ -247,12 +255,12 @@ class Training(pl.LightningModule):
         batch = torch.cat([figures.new_full((1,), len(figures)), figures.sum(dim=0)])
         self._totals = self._totals.to(batch.device) + batch
 
-    def _log_totals(self, split: str) -> None:
+    def _log_totals(self, split: str, **more: float) -> None:
         """Log means over all images of all processes, each image counted once."""
         totals = self.trainer.strategy.reduce(self._totals.to(self.device), reduce_op="sum")
         assert isinstance(totals, Tensor)
         self._totals = self._no_totals()
-        self._log_figures(split, (totals[1:] / totals[0]).tolist())
+        self._log_figures(split, (totals[1:] / totals[0]).tolist(), **more)
 
     def _no_totals(self) -> Tensor:
         """The number of images, and the sum over them of each figure, before the first one has come."""

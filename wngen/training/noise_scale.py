@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -52,7 +51,8 @@ class NoiseScale(pl.Callback):
             training.
 
     Raises:
-        ValueError: an argument out of range; or, when training begins, a strategy that splits up parameters.
+        ValueError: an argument out of range; or, when training begins, a strategy that splits up parameters; or, when
+            it is to measure, a batch of one image.
 
     References:
         An Empirical Model of Large-Batch Training (McCandlish et al., 2018), section 2.2 and appendix A.1.
@@ -105,13 +105,12 @@ class NoiseScale(pl.Callback):
         options, step, draw = training.options, trainer.global_step, trainer.global_step + 1
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())  # without it small gradients in fp16 become 0
-        means: list[Tensor] = []
+        whole = torch.empty(0)  # of each group of latents the mean over the micro-batch in all processes
 
         def over_processes(mean: Tensor) -> Tensor:
-            reduced = trainer.strategy.reduce(mean.clone(), reduce_op="mean")
-            assert isinstance(reduced, Tensor)
-            means.append(reduced)
-            return reduced
+            nonlocal whole
+            whole = trainer.strategy.reduce(mean.clone(), reduce_op="mean")
+            return whole
 
         # Where the model is compiled, parts of another size would have it compiled again, and training change with it.
         eager = torch.compiler.set_stance("force_eager") if options["compiled"] else nullcontext()
@@ -124,9 +123,9 @@ class NoiseScale(pl.Callback):
             for index in torch.arange(len(batch.index), device=batch.index.device).tensor_split(parts):
                 if len(index):
                     label = None if batch.label is None else batch.label[index]
-                    part, known = Batch(batch.image[index], label, batch.index[index]), iter(means)
+                    part = Batch(batch.image[index], label, batch.index[index])
                     with context():
-                        loss = training.objective_nats(training(part, draw), partial(_next, known))
+                        loss = training.objective_nats(training(part, draw), lambda _: whole)
                     # Unlike `backward` it leaves .grad alone, and with it the hooks that DDP's all-reduce hangs on.
                     gradients = torch.autograd.grad(loss * scale, self._sums.blocks.parameters, materialize_grads=True)
                     if scaler is not None:
@@ -192,11 +191,6 @@ class NoiseScale(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.running.load_state_dict(state_dict)
         self._images = state_dict["images"]
-
-
-def _next(known: Iterator[Tensor], _: Tensor) -> Tensor:
-    """Of a group of latents the mean over the whole batch, in place of that over a part."""
-    return next(known)
 
 
 def _summed(trainer: pl.Trainer, tensor: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def objective_nats(
         kl_weight: 1 for the bound itself, less during KL warm-up.
         free_bits: the floor of each group, in nats; 0 for none.
         free_bits_per: whether a group is a stochastic layer or one channel of it.
-        average: turns this process's mean into the mean over all of them. It decides which groups are below the
-            floor; gradients are averaged over processes elsewhere.
+        average: turns this process's mean of each group into that over all processes, which decides what groups are
+            below the floor; gradients are averaged over processes elsewhere.
 
     Returns:
         A scalar, in nats per image.
@@ -42,11 +42,10 @@ def objective_nats(
     References:
         Improved variational inference with inverse autoregressive flow (Kingma et al., 2016), equation 15.
     """
-    rate = bound.distortion_nats.new_zeros(())
-    for kl in bound.kl_nats:
-        groups = kl.mean(dim=0)
-        groups = groups.sum(dim=0, keepdim=True) if free_bits_per == "layer" else groups
-        if free_bits > 0:
-            groups = torch.where(average(groups.detach()) > free_bits, groups, free_bits)
-        rate = rate + groups.sum()
-    return bound.distortion_nats.mean() + kl_weight * rate
+    layers = [kl.mean(dim=0) for kl in bound.kl_nats]
+    if free_bits_per == "layer":
+        layers = [channels.sum(dim=0, keepdim=True) for channels in layers]
+    groups = torch.cat([bound.distortion_nats.new_zeros(0), *layers])
+    if free_bits > 0 and len(groups):
+        groups = torch.where(average(groups.detach()) > free_bits, groups, free_bits)
+    return bound.distortion_nats.mean() + kl_weight * groups.sum()

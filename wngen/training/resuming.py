@@ -47,6 +47,7 @@ class Checkpoints(Checkpoint):
         self._place: tuple[int, bool] | None = None  # in training, of the last save: its step, and if validation came
         self._last_time = 0.0
         self._told = torch.zeros(())  # what any of the processes was asked
+        self._arrived: torch.cuda.Event | None = None  # when that is here, where it comes from a GPU
         self._validation_comes: bool | None = None  # while saving
         self._signal = 0  # that asked to stop
         self._handlers: dict[signal.Signals, Any] = {}
@@ -54,7 +55,7 @@ class Checkpoints(Checkpoint):
     # When to save, and when to stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._signal, self._last_time, self._told = 0, time.monotonic(), torch.zeros(())
+        self._signal, self._last_time, self._told, self._arrived = 0, time.monotonic(), torch.zeros(()), None
         self._place = trainer.global_step, trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
         # Before every step Lightning would have all processes wait to hear of a signal, which is ours to tell.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -121,6 +122,8 @@ class Checkpoints(Checkpoint):
         by_steps = self.every_n_steps and place[0] % self.every_n_steps == 0
         if trainer.world_size == 1 or validation_comes or is_due:
             self._tell(trainer)
+        if self._arrived is not None:
+            self._arrived.synchronize()
         asked = int(self._told)
         wanted = asked or int(is_due or by_steps)
         is_new = place != self._place if is_due or wanted > 1 else place[0] != self._place[0]
@@ -140,10 +143,14 @@ class Checkpoints(Checkpoint):
 
     def _tell(self, trainer: pl.Trainer) -> None:
         """What one of the processes was asked, all are."""
-        self._told = torch.tensor(self._asked)
+        self._told, self._arrived = torch.tensor(self._asked), None
         if trainer.world_size > 1:  # not by the strategy's `reduce`, which waits for all processes first
-            self._told = torch.full((), self._asked, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(self._told, torch.distributed.ReduceOp.MAX)
+            told = torch.full((), self._asked, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self._told = told.to("cpu", non_blocking=True)
+            if told.is_cuda:  # reading it there later would wait for all that the GPU has been asked since
+                self._arrived = torch.cuda.Event()
+                self._arrived.record()
 
     # What is saved
 

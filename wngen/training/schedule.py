@@ -10,7 +10,7 @@ Decay = Literal["constant", "linear", "cosine", "exponential"]
 
 
 def learning_rate_factor(
-    decay: Decay, warmup_steps: int, total_steps: int, decay_rate: float
+    decay: Decay, warmup_steps: int, total_steps: float, decay_rate: float
 ) -> Callable[[int], float]:
     """The learning rate at each step, relative to its peak.
 
