@@ -201,6 +201,19 @@ def test_what_was_trained_so_far_must_be_what_is_trained_on(option, message, who
     assert (whole / "config.yaml").read_text() == before
 
 
+def test_an_attempt_that_trains_nothing_leaves_the_run_as_it_was(whole, capsys):
+    before = (whole / "config.yaml").read_text()
+    assert main(["fit", f"--resume={whole}", "--trainer.callbacks+=ForcedWeightNorm", "--trainer.max_epochs=9"]) == 1
+    assert "ForcedWeightNorm" in capsys.readouterr().err
+    assert (whole / "config.yaml").read_text() == before
+    twice = ["--trainer.callbacks+=NoiseScale", "--trainer.callbacks+=NoiseScale"]
+    assert main(["fit", f"--resume={whole}", *twice]) == 1
+    assert "trainer.callbacks: NoiseScale is there twice" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["fit", f"--resume={whole / 'last.ckpt'}"])
+    assert "it is a file; wanted the folder of an interrupted run" in capsys.readouterr().err
+
+
 def test_what_may_change_is_said(halfway, images, capsys):
     elsewhere = images.with_name("elsewhere.npz")
     shutil.copy(images, elsewhere)
@@ -209,6 +222,7 @@ def test_what_may_change_is_said(halfway, images, capsys):
     content["wngen"]["processes"] = 4
     torch.save(content, path)
     options = ["--trainer.max_epochs=2", "--trainer.log_every_n_steps=7", f"--data.path={elsewhere}"]
+    options += ["--checkpoints.every_n_minutes=7", "--trainer.callbacks+=WeightNormHealth"]
     capsys.readouterr()
     assert main(["fit", f"--resume={halfway}", *options]) == 0
     said = capsys.readouterr().out
@@ -216,6 +230,8 @@ def test_what_may_change_is_said(halfway, images, capsys):
     assert "Begun with trainer.log_every_n_steps=None, goes on with 7." in said
     assert f"Begun with data.path={images}, goes on with {elsewhere}." in said
     assert "Begun with processes=4, goes on with 1." in said
+    assert "Begun with trainer.callbacks=None, goes on with [WeightNormHealth]." in said
+    assert "Begun with checkpoints.every_n_minutes=5.0, goes on with 7.0." in said
     assert main(["fit", f"--resume={halfway}"]) == 0
     assert "max_epochs" not in capsys.readouterr().out  # which it now has in its configuration
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from group import BATCH, PATIENCE_S, STEPS, Deaf, Faulty, distance, same, saved_
 
 from wngen import load
 from wngen.cli import main
-from wngen.cli.run import end_all
+from wngen.cli.processes import alone, end_all
 
 WNGEN = Path(sys.executable).with_name("wngen")
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -185,6 +186,41 @@ def test_what_does_not_end_by_itself_is_ended():
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
         end_all(0, 2, [child], patience_s=0.1)
         assert child.wait(timeout=PATIENCE_S) == -signal.SIGKILL
+
+
+ORPHAN = """
+import os, sys, time
+from wngen.cli.processes import end_with
+end_with(int(sys.argv[1]), every_s=0.05)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_one_whose_parent_is_killed_before_they_have_met_ends_too():
+    """It would wait for it; one that somebody else started, as a shell does, goes on."""
+    parent = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}, str(os.getpid())])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        orphan = int(started.stdout.readline())
+        assert Path(f"/proc/{orphan}").exists()
+        started.kill()
+    until = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{orphan}/cmdline").exists() and Path(f"/proc/{orphan}/cmdline").read_bytes():
+        assert time.monotonic() < until, "it goes on by itself"
+        time.sleep(0.05)
+
+
+def test_only_one_training_at_a_time_in_a_folder(images, tmp_path, capsys):
+    arguments = command(images, f"--run={tmp_path / 'run'}")
+    with alone(tmp_path / "run", writes=True):
+        assert main(arguments) == 1
+        assert f"{tmp_path / 'run'}: another process trains there" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        with alone(tmp_path / "run", writes=False):
+            pass  # those that do not write take part in it
+    with alone(tmp_path / "run", writes=True):
+        pass
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", "FSDPStrategy"])

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 import wngen.models  # noqa: F401  # its classes are known by name once they are imported
 from wngen.arguments import Arguments, build, summary, value_of
 from wngen.checkpoint import LAST
+from wngen.cli.processes import alone, end_with
 from wngen.cli.run import Run, fastest_precision
 from wngen.cli.subject import SPEC, check_fit
 from wngen.data import ImageDataModule
@@ -41,8 +42,8 @@ def fit(argv: list[str]) -> None:
             parser.error("--run and --resume name one folder each, and there can be only one: leave --run out")
         missing = [name for name in ("config.yaml", LAST) if not (Path(resumed) / name).is_file()]
         if "config.yaml" in missing:
-            absent = " and no ".join(missing)
-            parser.error(f"--resume {resumed}: there is no {absent} in it; wanted the folder of an interrupted run")
+            absent = "it is a file" if Path(resumed).is_file() else f"there is no {' and no '.join(missing)} in it"
+            parser.error(f"--resume {resumed}: {absent}; wanted the folder of an interrupted run")
         argv = ["--config", str(Path(resumed) / "config.yaml"), *argv]
     argv = parser.prepared(argv, DEFAULT_CONFIG)
     options = parser.parse_args(argv)
@@ -62,10 +63,11 @@ def fit(argv: list[str]) -> None:
     configuration = parser.dump(options)
     if resumed is not None:
         before = yaml.safe_load((Path(resumed) / "config.yaml").read_text())
-        run.check_resumable(training, data, trainer, before["trainer"], yaml.safe_load(configuration)["trainer"])
-    run.train(trainer, training, data, checkpoints, configuration)
-    if trainer.is_global_zero and not options.trainer.fast_dev_run:
-        run.finish(data, options.importance_samples, trainer.strategy.root_device)
+        run.check_resumable(training, data, trainer, before, yaml.safe_load(configuration))
+    with alone(run.folder, trainer.is_global_zero):
+        run.train(trainer, training, data, checkpoints, configuration)
+        if trainer.is_global_zero and not options.trainer.fast_dev_run:
+            run.finish(data, options.importance_samples, trainer.strategy.root_device)
 
 
 def _parser() -> Arguments:
@@ -106,6 +108,9 @@ def _folder(parser: Arguments, resumed: str | None, named: str | None, config: s
     started = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))  # by something else
     if started == 1:
         os.environ["WNGEN_RUN"] = f"runs/{config}-{datetime.now():%Y%m%d-%H%M%S}"
+        os.environ["WNGEN_PARENT"] = str(os.getpid())
+    elif os.environ.get("WNGEN_PARENT") == str(os.getppid()):
+        end_with(os.getppid())
     folder = resumed or named or os.environ.get("WNGEN_RUN")
     if folder is None:
         parser.error("processes that something else than wngen starts need a folder in common: name it by --run")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
+import re
 import sys
-import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +13,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from rich import get_console
 
 from wngen.autoregressive import AutoregressiveModel
 from wngen.checkpoint import BEST, LAST, PREVIOUS, Metadata, load, newest_state, read_metadata, save_release
+from wngen.cli.processes import check_strategy, end_all
 from wngen.cli.subject import Subject
 from wngen.data import ImageDataModule
 from wngen.evaluation import active_units
@@ -66,7 +64,7 @@ class Run:
         data: ImageDataModule,
         trainer: pl.Trainer,
         before: Mapping[str, Any],
-        options: Mapping[str, Any],
+        now: Mapping[str, Any],
     ) -> None:
         """What was trained so far must be what is to be trained on. What else has changed is said.
 
@@ -74,8 +72,8 @@ class Run:
             training: the model, and how it is to be trained.
             data: what it is to be trained on.
             trainer: with its processes.
-            before: the trainer's options that the run was begun with.
-            options: the same now.
+            before: the configuration that the run was begun with.
+            now: that with which it is to go on.
 
         Raises:
             ValueError: model, data, training or precision have changed, or what a step or an epoch consists of.
@@ -87,25 +85,26 @@ class Run:
             ("model", self._held.model, training.model.config),
             ("data", self._held.data or {}, data.config),
             ("training", self._held.training or {}, here),
-            ("trainer", {name: before.get(name) for name in before.keys() | options.keys()}, options),
+            ("trainer", dict.fromkeys(now["trainer"]) | before["trainer"], now["trainer"]),
+            *((part, before.get(part) or {}, now[part]) for part in ("images", "checkpoints")),
             ("", {"processes": self._held.processes or trainer.world_size}, {"processes": trainer.world_size}),
         )
         changes = [
-            (part, name, f"{part}{'.' * bool(part)}{name}={value}", now.get(name))
-            for part, then, now in parts
+            (part, name, f"{part}{'.' * bool(part)}{name}={_brief(value)}", _brief(given.get(name)))
+            for part, then, given in parts
             for name, value in sorted(then.items())
-            if value != now.get(name, None if part == "trainer" else value)
+            if value != given.get(name, None if part == "trainer" else value)
         ]
         fixed = [
-            f"{seen} (not {now})"
-            for part, name, seen, now in changes
+            f"{seen} (not {other})"
+            for part, name, seen, other in changes
             if name in OF_A_STEP or (part in ("model", "data", "training") and name not in PLACES)
         ]
         if fixed:
             raise ValueError(f"--resume {self.folder}: it was begun with {', '.join(fixed)} and can only go on so")
-        for _, name, seen, now in changes:
+        for _, name, seen, other in changes:
             if trainer.is_global_zero and name != "precision":  # that is said of the training
-                get_console().print(f"Begun with {seen}, goes on with {now}.", soft_wrap=True, markup=False)
+                get_console().print(f"Begun with {seen}, goes on with {other}.", soft_wrap=True, markup=False)
 
     def trainer(
         self, options: dict[str, Any], images: ImageGrids, checkpoints: Checkpoints, has_validation: bool
@@ -141,6 +140,12 @@ class Run:
             options["limit_val_batches"] = 0
         given = options["callbacks"] or []
         given = given if isinstance(given, list) else [given]
+        stateful = [callback for callback in given if type(callback).state_dict is not pl.Callback.state_dict]
+        names = Counter(callback.state_key for callback in stateful)
+        if twice := [type(callback).__name__ for callback in stateful if names[callback.state_key] > 1]:
+            raise ValueError(
+                f"trainer.callbacks: {twice[0]} is there twice; a resumed run has those of its config.yaml already"
+            )
         bar = [] if options["enable_progress_bar"] is False else [RichProgressBar(refresh_rate=2)]
         options["callbacks"] = [*given, images, *bar, *[best] * has_validation, checkpoints]
         plugins = options["plugins"] or []
@@ -170,25 +175,42 @@ class Run:
         if trainer.is_global_zero:
             if self._complaint and (self.folder / LAST).exists():
                 (self.folder / LAST).replace(self.folder / f"{LAST}.damaged")
-            write_safely(self.folder / "config.yaml", lambda file: file.write(configuration.encode()))
+            if self.resumed:  # what is refused before training begins must leave the run as it was
+                trainer.callbacks.append(_Beginning(lambda: self._configure(configuration)))  # type: ignore[attr-defined]
+            else:
+                self._configure(configuration)
             self._announce(training, data)
         again = f"`wngen fit --resume {self.folder}`"
         try:
             trainer.fit(training, datamodule=data, ckpt_path=self.begun, weights_only=True)
         except SystemExit as stop:
             lightnings: dict[Any, int] = {1: 130, None: 143}  # at once after Ctrl-C, and before the first step
-            step = checkpoints.saved_step
-            place = f"step {step}" if step is not None else "the same checkpoint" if self.begun else "the beginning"
+            status = lightnings.get(stop.code, stop.code)
             if trainer.is_global_zero:
-                print(f"wngen fit: interrupted; {again} goes on from {place}", file=sys.stderr)
-            raise SystemExit(lightnings.get(stop.code, stop.code)) from None
+                how = "interrupted" if status in (130, 143) else f"ended with status {status}"
+                print(f"wngen fit: {how}; {again} goes on from {self._place(checkpoints)}", file=sys.stderr)
+            raise SystemExit(status) from None
         except Exception as error:
             if isinstance(error, OSError):
-                error.strerror = f"{error.strerror or error}. With that put right, {again} goes on"
+                right = f"With that put right, {again} goes on from {self._place(checkpoints)}"
+                error.strerror = f"{error.strerror or error}. {right}"
             if trainer.world_size > 1:
                 children = getattr(trainer.strategy.launcher, "procs", [])
                 end_all(trainer.global_rank, trainer.world_size, children)
+                if re.search(r"connection (closed|reset|refused)", str(error), re.IGNORECASE):
+                    raise RuntimeError(
+                        "another process of the training has ended; unless it was killed, it has told why above"
+                    ) from error
             raise
+
+    def _configure(self, configuration: str) -> None:
+        write_safely(self.folder / "config.yaml", lambda file: file.write(configuration.encode()))
+
+    def _place(self, checkpoints: Checkpoints) -> str:
+        """Where a resumption goes on from."""
+        if checkpoints.saved_step is None:
+            return "the same checkpoint" if self.begun else "the beginning"
+        return f"step {checkpoints.saved_step}"
 
     def _announce(self, training: Training, data: ImageDataModule) -> None:
         """Say what is trained, and from where on."""
@@ -238,41 +260,26 @@ class Run:
                 draw_noise_scale(self.folder / "noise_scale.png", *parts)
             if "v_norm/median" in logged:
                 draw_weight_norm_health(self.folder / "weight_norm_health.png", *parts)
-        names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in self.folder.iterdir())
+        paths = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+        names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in paths)
         get_console().print(f"In {self.folder}/: {', '.join(names)}")
 
 
-def check_strategy(strategy: object) -> None:
-    """Every process holds the whole model: its average, its norms and its checkpoints are made of whole tensors.
+class _Beginning(pl.Callback):
+    """Tells that training begins, to which no callback before it has objected."""
 
-    Raises:
-        ValueError: a strategy that divides the model, or starts its processes in another way than by this command.
-    """
-    if strategy not in ("auto", "ddp") and type(strategy) not in (SingleDeviceStrategy, DDPStrategy):
-        name = strategy if isinstance(strategy, str) else type(strategy).__name__
-        raise ValueError(
-            f"--trainer.strategy {name}: wanted auto or ddp, where every process holds the whole model; to have a "
-            "large one fit, lower data.batch_size, or choose precision bf16-mixed"
-        )
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.tell()
 
 
-def end_all(rank: int, count: int, children: Sequence[subprocess.Popen[bytes]], patience_s: float = 2.0) -> None:
-    """Let an exception, that is being handled in one of several processes, end them all.
-
-    It is told here, with its traceback: in the others it will look like a connection that was closed.
-
-    Args:
-        rank: which process this is.
-        count: how many there are.
-        children: those that this one has started; what torchrun or srun have started, they end.
-        patience_s: for how long they may end by themselves, and tell why, before they are killed.
-    """
-    print(f"wngen fit: process {rank} of {count} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-    until = time.monotonic() + patience_s
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(max(0.0, until - time.monotonic()))
-        child.kill()
+def _brief(value: Any) -> Any:
+    """Of objects that a configuration names by class, their classes."""
+    if isinstance(value, list):
+        return f"[{', '.join(str(_brief(each)) for each in value)}]"
+    return value["class_path"].rpartition(".")[2] if isinstance(value, dict) and "class_path" in value else value
 
 
 def fastest_precision(accelerator: Any) -> Literal["bf16-mixed", "32-true"]:
