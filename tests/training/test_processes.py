@@ -198,7 +198,7 @@ time.sleep(600)
 
 
 def test_one_whose_parent_is_killed_before_they_have_met_ends_too():
-    """It would wait for it; one that somebody else started, as a shell does, goes on."""
+    """It would wait for it."""
     parent = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}, str(os.getpid())])"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None
@@ -217,10 +217,30 @@ def test_only_one_training_at_a_time_in_a_folder(images, tmp_path, capsys):
         assert main(arguments) == 1
         assert f"{tmp_path / 'run'}: another process trains there" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-        with alone(tmp_path / "run", writes=False):
-            pass  # those that do not write take part in it
-    with alone(tmp_path / "run", writes=True):
-        pass
+        with alone(tmp_path / "run", writes=False):  # those that do not write take part in it
+            assert not is_free(tmp_path / "run")
+        assert not is_free(tmp_path / "run")
+    assert is_free(tmp_path / "run")
+
+
+def test_a_training_that_was_killed_leaves_its_folder_free(tmp_path):
+    holding = "import sys, time; from pathlib import Path; from wngen.cli.processes import alone\n"
+    holding += "with alone(Path(sys.argv[1]), True): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", holding, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert not is_free(tmp_path)
+        holder.kill()
+    assert is_free(tmp_path)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a training could begin there."""
+    try:
+        with alone(folder, writes=True):
+            return True
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", "FSDPStrategy"])
